@@ -1,0 +1,145 @@
+"""Names on the wire: the only place where subjects, streams, consumers and keys are built.
+
+Pure. Celery's names (queues, exchanges, task ids, hostnames) may hold any character;
+NATS tokens may not, so every one of them passes through `escape`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+#: Highest priority; higher is sooner (ADR 0003).
+MAX_PRIORITY: Final = 9
+#: What a task gets whose sender named no priority (ADR 0003).
+DEFAULT_PRIORITY: Final = 5
+PRIORITIES: Final = tuple(range(MAX_PRIORITY, -1, -1))
+DEFAULT_VHOST: Final = "default"
+#: Celery's exchange for events (celery.events.event).
+EVENT_EXCHANGE: Final = "celeryev"
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+_ESCAPED = re.compile(r"((?:=[0-9A-F]{2})+)")
+
+
+def escape(name: str) -> str:
+    """Return `name` as one NATS token, legal in subjects, consumer names and KV keys.
+
+    Every UTF-8 byte outside ``[A-Za-z0-9_-]`` becomes ``=XX``; the empty name is ``=``.
+    """
+    if not name:
+        return "="
+    return _UNSAFE.sub(lambda m: "".join(f"={byte:02X}" for byte in m[0].encode()), name)
+
+
+def unescape(token: str) -> str:
+    """Return the name that `escape` turned into `token`."""
+    if token == "=":
+        return ""
+    return _ESCAPED.sub(lambda m: bytes.fromhex(m[1].replace("=", "")).decode(), token)
+
+
+def _tokens(routing_key: str) -> str:
+    return ".".join(escape(word) for word in routing_key.split("."))
+
+
+def _binding_token(word: str) -> str:
+    return word if word == "*" else escape(word)
+
+
+class Names:
+    """The names of one virtual host. Those of the default one carry no prefix."""
+
+    def __init__(self, vhost: str = DEFAULT_VHOST) -> None:
+        self.vhost = vhost = vhost.strip("/") or DEFAULT_VHOST
+        token = escape(vhost)
+        self._prefix = "" if vhost == DEFAULT_VHOST else f"{token}."
+        self._bucket_suffix = "" if vhost == DEFAULT_VHOST else f"_{token.replace('=', '-')}"
+        self._stream_suffix = token.replace("=", "-")
+
+    # -- task stream -------------------------------------------------------------------
+
+    @property
+    def task_stream(self) -> str:
+        return f"CELERY_{self._stream_suffix}"
+
+    @property
+    def task_stream_subjects(self) -> list[str]:
+        return [f"{self._prefix}cq.>", f"{self._prefix}cs.>"]
+
+    def task_subject(self, queue: str, priority: int = DEFAULT_PRIORITY) -> str:
+        """Subject of a queue's messages of one priority; stable wire format."""
+        return f"{self._prefix}cq.{escape(queue)}.{priority}"
+
+    def queue_subjects(self, queue: str) -> str:
+        """Filter over all priorities of a queue."""
+        return f"{self._prefix}cq.{escape(queue)}.*"
+
+    def queue_of(self, task_subject: str) -> str:
+        return unescape(task_subject.split(".")[-2])
+
+    def schedule_subject(self, queue: str, task_id: str, nonce: str) -> str:
+        """Subject that holds one message until it is due (ADR-51 of NATS)."""
+        return f"{self._prefix}cs.{escape(queue)}.{escape(task_id)}.{nonce}"
+
+    def queue_schedules(self, queue: str) -> str:
+        return f"{self._prefix}cs.{escape(queue)}.>"
+
+    def task_schedules(self, task_id: str) -> str:
+        """Filter over everything scheduled under one task id, in any queue."""
+        return f"{self._prefix}cs.*.{escape(task_id)}.*"
+
+    def consumer(self, queue: str, priority: int) -> str:
+        """Durable consumer of one queue and priority."""
+        return f"{escape(queue)}-{priority}"
+
+    # -- transient traffic on core NATS ------------------------------------------------
+
+    def exchange_subject(self, exchange: str, routing_key: str) -> str:
+        return f"{self._prefix}cx.{escape(exchange)}.{_tokens(routing_key)}"
+
+    def exchange_subjects(self, exchange: str) -> str:
+        return f"{self._prefix}cx.{escape(exchange)}.>"
+
+    def binding_subjects(self, exchange: str, exchange_type: str, binding_key: str) -> list[str]:
+        """Core subjects a transient queue listens on for one binding.
+
+        A ``#`` in the middle of a topic key widens the subject; the caller then matches
+        each routing key itself.
+        """
+        root = f"{self._prefix}cx.{escape(exchange)}"
+        if exchange_type == "fanout":
+            return [f"{root}.>"]
+        if exchange_type != "topic":
+            return [f"{root}.{_tokens(binding_key)}"]
+        words = binding_key.split(".")
+        if "#" not in words:
+            return [".".join([root, *map(_binding_token, words)])]
+        head = [root, *map(_binding_token, words[: words.index("#")])]
+        rest = [f"{'.'.join(head)}.>"]
+        return rest if len(head) == 1 else [".".join(head), *rest]
+
+    def routing_key_of(self, subject: str) -> str:
+        """Routing key of a message that came on an exchange's subject."""
+        tokens = subject[len(self._prefix) :].split(".")[2:]
+        return ".".join(map(unescape, tokens))
+
+    # -- streams and buckets -----------------------------------------------------------
+
+    @property
+    def event_stream(self) -> str:
+        return f"CELERY_EVENTS_{self._stream_suffix}"
+
+    def bucket(self, name: str) -> str:
+        """KV bucket, for instance ``celery_results``."""
+        return f"celery_{name}{self._bucket_suffix}"
+
+
+def bucket_stream(bucket: str) -> str:
+    """Stream behind a KV bucket (ADR-8 of NATS)."""
+    return f"KV_{bucket}"
+
+
+def bucket_subject(bucket: str, key: str) -> str:
+    """Subject of a KV key; `key` must already be escaped where it holds foreign text."""
+    return f"$KV.{bucket}.{key}"

@@ -1,0 +1,157 @@
+"""Typed records kept in NATS buckets: what one process writes, another reads. Pure.
+
+Times are UTC ISO-8601 strings ending in `_at` (see `bridge.envelope.isoformat`) for people,
+seconds since 1970 where a program computes with them (`_epoch`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class TaskState(StrEnum):
+    """State of a task as the API tells it; the upper-case words are Celery's where it has one."""
+
+    QUEUED = "QUEUED"
+    SCHEDULED = "SCHEDULED"
+    STARTED = "STARTED"
+    RETRY = "RETRY"
+    SUCCESS = "SUCCESS"
+    FAILURE = "FAILURE"
+    REVOKED = "REVOKED"
+
+
+#: States that no longer change.
+FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED})
+
+
+class TaskRecord(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Bucket `tasks`, key = escaped task id: what was accepted. Written with the submission."""
+
+    task_id: str
+    task_type: str
+    queue: str
+    priority: int
+    submitted_at: str
+    #: seconds since 1970 when the task becomes due; None = at once
+    eta_epoch: float | None = None
+    expires_at: str | None = None
+    timeout_seconds: float | None = None
+
+
+class IdempotencyRecord(msgspec.Struct, kw_only=True, frozen=True):
+    """Bucket `idempotency`, key = SHA-256 of the client's key: what it was used for."""
+
+    task_id: str
+    #: SHA-256 (hex) of the canonical request
+    body_sha256: str
+
+
+class TaskType(msgspec.Struct, kw_only=True, frozen=True):
+    """One thing a worker can run."""
+
+    name: str
+    queue: str
+    #: JSON Schema (2020-12) of `task_data`
+    schema: dict[str, Any]
+    doc: str = ""
+    ignore_result: bool = False
+
+
+class WorkerRecord(msgspec.Struct, kw_only=True, frozen=True):
+    """Bucket `workers`, key = escaped Celery hostname: what a live worker announces.
+
+    Written on start, again every ANNOUNCE_SECONDS with a TTL of three times that, and
+    removed on a clean stop.
+    """
+
+    hostname: str
+    pid: int
+    pool: str
+    concurrency: int
+    queues: list[str]
+    types: list[TaskType]
+    started_epoch: float
+    announced_epoch: float
+
+
+#: How often a worker announces itself.
+ANNOUNCE_SECONDS = 10.0
+#: A worker that was silent this long is not alive.
+WORKER_TTL_SECONDS = 30.0
+
+
+class WorkerState(msgspec.Struct, kw_only=True, frozen=True):
+    """One worker in the snapshot."""
+
+    worker_id: str
+    #: running | starting | stopping | lost
+    state: str
+    worker_type: str
+    pid: int | None = None
+    pool: str | None = None
+    max_concurrent: int = 0
+    active_tasks: int = 0
+    tasks_processed: int = 0
+    tasks_failed: int = 0
+    queues: list[str] = []
+    nats_connected: bool = False
+    last_heartbeat_at: str | None = None
+    started_at: str | None = None
+    restarts: int = 0
+    last_error: str | None = None
+
+
+class ActiveTask(msgspec.Struct, kw_only=True, frozen=True):
+    """A task that a worker has started and not finished."""
+
+    task_id: str
+    task_type: str
+    worker_id: str
+    started_epoch: float
+
+
+class QueueState(msgspec.Struct, kw_only=True, frozen=True):
+    """Depth of one queue, read from its consumers."""
+
+    name: str
+    waiting: int
+    in_flight: int
+    scheduled: int
+    oldest_waiting_seconds: float | None
+
+
+class TaskFigures(msgspec.Struct, kw_only=True, frozen=True):
+    """Key figures since the first start (counts) and over the last minutes (rates)."""
+
+    tasks_processed: int = 0
+    tasks_succeeded: int = 0
+    tasks_failed: int = 0
+    tasks_retried: int = 0
+    tasks_revoked: int = 0
+    throughput_per_minute: float = 0.0
+    #: succeeded / (succeeded + failed); None before the first
+    success_rate: float | None = None
+    average_duration_seconds: float | None = None
+    p50_duration_seconds: float | None = None
+    p95_duration_seconds: float | None = None
+
+
+class Snapshot(msgspec.Struct, kw_only=True, frozen=True):
+    """Bucket `status`, key SNAPSHOT_KEY: the controller's view, written about once a second."""
+
+    taken_epoch: float
+    controller_started_epoch: float
+    worker_type: str
+    max_concurrent_per_worker: int
+    target_workers: int
+    workers: list[WorkerState] = []
+    queues: list[QueueState] = []
+    active: list[ActiveTask] = []
+    figures: TaskFigures = TaskFigures()
+
+
+SNAPSHOT_KEY = "snapshot"

@@ -1,0 +1,79 @@
+"""Streams and buckets of one virtual host, as data. Pure; `bridge.wire.jetstream` creates them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridge.names import EVENT_EXCHANGE, Names, bucket_stream
+
+_SECOND = 1_000_000_000
+_DAY_SECONDS = 86_400.0
+
+#: Buckets and how long a value lives unless its writer says otherwise (seconds; 0 = for ever).
+#: `idempotency` is 48 h: the promise is 24 h, the rest is margin for clocks.
+BUCKET_TTL_SECONDS: dict[str, float] = {
+    "results": 0,
+    "tasks": 7 * _DAY_SECONDS,
+    "idempotency": 2 * _DAY_SECONDS,
+    "revoked": 7 * _DAY_SECONDS,
+    "workers": 0,
+    "status": 0,
+    "bindings": 0,
+}
+
+
+def task_stream(names: Names, replicas: int = 1) -> dict[str, Any]:
+    """The work-queue stream of all durable queues (ADR 0002)."""
+    return {
+        "name": names.task_stream,
+        "subjects": names.task_stream_subjects,
+        "retention": "workqueue",
+        "storage": "file",
+        "num_replicas": replicas,
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_msg_schedules": True,
+        "duplicate_window": 120 * _SECOND,
+    }
+
+
+def event_stream(names: Names, replicas: int = 1) -> dict[str, Any]:
+    """Keeps a copy of Celery's events; the publisher does not wait for it."""
+    return {
+        "name": names.event_stream,
+        "subjects": [names.exchange_subjects(EVENT_EXCHANGE)],
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": int(_DAY_SECONDS) * _SECOND,
+        "max_bytes": 256 * 1024 * 1024,
+        "allow_direct": True,
+        "no_ack": True,
+    }
+
+
+def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
+    """A KV bucket as the NATS clients lay it out (ADR-8), with direct get and TTLs."""
+    bucket_name = names.bucket(name)
+    return {
+        "name": bucket_stream(bucket_name),
+        "subjects": [f"$KV.{bucket_name}.>"],
+        "retention": "limits",
+        "discard": "new",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": 1,
+        "max_age": int(BUCKET_TTL_SECONDS[name] * _SECOND),
+        "allow_direct": True,
+        "allow_msg_ttl": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+        "duplicate_window": min(int(BUCKET_TTL_SECONDS[name]) or 120, 120) * _SECOND,
+    }
+
+
+def streams(names: Names, replicas: int = 1) -> list[dict[str, Any]]:
+    """Every stream of a virtual host."""
+    buckets = [bucket(names, name, replicas) for name in BUCKET_TTL_SECONDS]
+    return [task_stream(names, replicas), event_stream(names, replicas), *buckets]
