@@ -1,0 +1,56 @@
+"""Fixtures for every test room: real servers, and an environment nobody else has touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.nats import NatsServer
+
+#: Settings a developer may have exported; no test may depend on them.
+_PREFIXES = ("NATS_", "CELERY_", "FLOWER_", "BRIDGE_", "TASK_WORKER_", "WORKER_", "API_", "WEB_")
+_NAMES = frozenset(
+    {
+        "ACK_WAIT_SECONDS",
+        "ALLOW_UNAUTHENTICATED",
+        "DATA_DIR",
+        "ENVIRONMENT",
+        "LOG_LEVEL",
+        "MAX_BODY_BYTES",
+        "MAX_CONCURRENT_TASKS",
+        "RESULT_EXPIRES_SECONDS",
+        "SHOW_TRACEBACKS",
+        "SHUTDOWN_SECONDS",
+        "TASK_DATA_DIR",
+    }
+)
+_KEPT = frozenset({"NATS_SERVER_BIN"})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> None:
+    """Remove our settings from the environment, for the tests and the processes they start."""
+    for name in list(os.environ):
+        if name not in _KEPT and (name in _NAMES or name.startswith(_PREFIXES)):
+            del os.environ[name]
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A nats-server of this test's own, with an empty store."""
+    server = NatsServer(tmp_path / "nats")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One nats-server for tests that use names of their own and never stop it."""
+    server = NatsServer(tmp_path_factory.mktemp("shared-nats"))
+    server.start()
+    yield server
+    server.stop()
