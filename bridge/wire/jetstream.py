@@ -1,0 +1,161 @@
+"""JetStream over a `Connection`: publish with acknowledgement, the API, direct get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import msgspec
+
+from bridge import topology
+from bridge.errors import BridgeError, ErrorCode
+from bridge.names import Names
+from bridge.wire.connection import Connection, Outgoing
+from bridge.wire.protocol import Message
+
+#: Settings of a stream that must be as we say; an operator may tune all others.
+_REQUIRED = ("subjects", "allow_direct", "allow_msg_ttl", "allow_msg_schedules")
+_NAME_IN_USE = 10058
+#: JetStream's error for a failed expected-last-sequence check (nats-facts: CAS)
+WRONG_LAST_SEQUENCE = 10071
+NO_MESSAGE_FOUND = 404
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """The error part of an API answer or a PubAck."""
+
+    code: int = 500
+    err_code: int = 0
+    description: str = ""
+
+
+class PubAck(msgspec.Struct, frozen=True):
+    """JetStream has stored a message (or knew its Nats-Msg-Id already: `duplicate`)."""
+
+    stream: str
+    seq: int
+    duplicate: bool = False
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    error: ApiError | None = None
+    stream: str = ""
+    seq: int = 0
+    duplicate: bool = False
+
+
+class JetStreamError(BridgeError):
+    """JetStream refused a request. `err_code` is the server's own error number."""
+
+    code = ErrorCode.TASK_SUBMISSION_ERROR
+
+    def __init__(self, error: ApiError, subject: str) -> None:
+        super().__init__(f"JetStream refused {subject}: {error.description} ({error.err_code})")
+        self.api_code = error.code
+        self.err_code = error.err_code
+        self.description = error.description
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+
+
+class JetStream:
+    """The calls we need. `timeout` in seconds bounds every one of them."""
+
+    def __init__(self, connection: Connection, timeout: float = 2.0) -> None:
+        self.connection = connection
+        self.timeout = timeout
+
+    def publish(
+        self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None
+    ) -> PubAck:
+        """Return when the message is stored. Raises JetStreamError, NatsConnectionError."""
+        [ack] = self.publish_many([(subject, payload, headers)])
+        if isinstance(ack, JetStreamError):
+            raise ack
+        return ack
+
+    def publish_many(self, messages: Iterable[Outgoing]) -> list[PubAck | JetStreamError]:
+        """Send all in one write; return one PubAck or refusal each, in order."""
+        messages = list(messages)
+        replies = self.connection.request_many(messages, self.timeout)
+        return [
+            _pub_ack(reply, message[0]) for reply, message in zip(replies, messages, strict=True)
+        ]
+
+    def api(self, endpoint: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Call ``$JS.API.<endpoint>``. Raises JetStreamError."""
+        return self.api_many([(endpoint, body)])[0]
+
+    def api_many(
+        self, calls: Iterable[tuple[str, Mapping[str, Any] | None]]
+    ) -> list[dict[str, Any]]:
+        """Make all calls in one write. Raises the first JetStreamError."""
+        calls = list(calls)
+        replies = self.connection.request_many(
+            [(f"$JS.API.{name}", msgspec.json.encode(body) if body else b"", None)
+             for name, body in calls],
+            self.timeout,
+        )
+        answers = []
+        for (name, _), reply in zip(calls, replies, strict=True):
+            answer: dict[str, Any] = msgspec.json.decode(reply.payload)
+            if "error" in answer:
+                raise JetStreamError(msgspec.convert(answer["error"], ApiError), name)
+            answers.append(answer)
+        return answers
+
+    def get_last(self, stream: str, subject: str) -> Message | None:
+        """Return the last message on a subject, deletions and expiry markers as None."""
+        return self.get_last_many(stream, [subject])[0]
+
+    def get_last_many(self, stream: str, subjects: Iterable[str]) -> list[Message | None]:
+        """`get_last` of several subjects in one write."""
+        replies = self.connection.request_many(
+            [(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", None) for subject in subjects],
+            self.timeout,
+        )
+        return [None if is_gone(reply) else reply for reply in replies]
+
+    def ensure_stream(self, config: Mapping[str, Any]) -> None:
+        """Create the stream; bring an existing one to what we require of it.
+
+        Raises JetStreamError when it exists in a form that cannot be changed.
+        """
+        name = config["name"]
+        try:
+            self.api(f"STREAM.CREATE.{name}", config)
+        except JetStreamError as error:
+            if error.err_code != _NAME_IN_USE:
+                raise
+            existing = self.api(f"STREAM.INFO.{name}")["config"]
+            required = {key: config[key] for key in _REQUIRED if key in config}
+            if any(existing.get(key) != value for key, value in required.items()):
+                self.api(f"STREAM.UPDATE.{name}", {**existing, **required})
+
+    def ensure_topology(self, names: Names, replicas: int = 1) -> None:
+        """Create what is missing of a virtual host's streams and buckets."""
+        configs = topology.streams(names, replicas)
+        try:
+            self.api_many([(f"STREAM.CREATE.{c['name']}", c) for c in configs])
+        except JetStreamError:
+            for config in configs:
+                self.ensure_stream(config)
+
+
+def _pub_ack(reply: Message, subject: str) -> PubAck | JetStreamError:
+    try:
+        answer = _decode_answer(reply.payload)
+    except msgspec.MsgspecError as error:
+        return JetStreamError(ApiError(description=f"no PubAck but {error}"), subject)
+    if answer.error is not None:
+        return JetStreamError(answer.error, subject)
+    return PubAck(answer.stream, answer.seq, answer.duplicate)
+
+
+def is_gone(message: Message) -> bool:
+    """True for an absent message (404) and for the markers of deleted and expired ones."""
+    if message.status is not None:
+        return True
+    headers = message.headers
+    return "Nats-Marker-Reason" in headers or headers.get("KV-Operation") in {"DEL", "PURGE"}

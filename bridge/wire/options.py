@@ -1,0 +1,122 @@
+"""How to reach and greet a NATS server."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from bridge.errors import ConfigError
+
+DEFAULT_PORT = 4222
+_SCHEMES = {"nats", "tls"}
+
+#: Field of ConnectOptions -> environment variable that fills it where the program does not.
+ENVIRONMENT = {
+    "user": "NATS_USER",
+    "password": "NATS_PASSWORD",
+    "token": "NATS_TOKEN",
+    "nkey_seed_file": "NATS_NKEY_SEED_FILE",
+    "credentials_file": "NATS_CREDENTIALS_FILE",
+    "tls_ca_file": "NATS_TLS_CA_FILE",
+    "tls_cert_file": "NATS_TLS_CERT_FILE",
+    "tls_key_file": "NATS_TLS_KEY_FILE",
+    "tls_handshake_first": "NATS_TLS_HANDSHAKE_FIRST",
+}
+_TRUE = {"1", "true", "yes", "on"}
+
+
+class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
+    """Servers, credentials, TLS and time limits of one connection. Times in seconds."""
+
+    servers: tuple[tuple[str, int], ...]
+    name: str = "celery-nats-bridge"
+    user: str | None = None
+    password: str | None = None
+    token: str | None = None
+    #: file that holds an nkey seed (`SU...`)
+    nkey_seed_file: str | None = None
+    #: `.creds` file with a user JWT and its seed
+    credentials_file: str | None = None
+    tls: bool = False
+    tls_ca_file: str | None = None
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+    #: the server is configured with `handshake_first`
+    tls_handshake_first: bool = False
+    connect_timeout: float = 2.0
+    #: how long a write may find the socket full before the connection counts as broken
+    write_timeout: float = 10.0
+
+    @classmethod
+    def from_url(cls, url: str, **overrides: Any) -> ConnectOptions:
+        """Read ``nats://[user:password@|token@]host[:port][,host…][/vhost]``.
+
+        Schemes are ``nats`` and ``tls``. What neither the URL nor `overrides` sets comes from
+        ENVIRONMENT. Raises ConfigError on a URL that is none.
+        """
+        first, *others = url.split(",")
+        scheme = urlsplit(first).scheme
+        parts = [urlsplit(first), *(urlsplit(_with_scheme(o, scheme)) for o in others)]
+        try:
+            servers = tuple((part.hostname or "localhost", part.port or DEFAULT_PORT)
+                            for part in parts)
+        except ValueError as error:
+            raise ConfigError(f"not a NATS URL: {mask(url)} ({error})") from error
+        if any(part.scheme not in _SCHEMES for part in parts):
+            raise ConfigError(f"not a NATS URL: {mask(url)}; write nats://host:port or tls://…")
+        fields: dict[str, Any] = _from_environment()
+        fields.update(_login(parts[0].username, parts[0].password))
+        fields["tls"] = scheme == "tls" or bool(fields.get("tls_ca_file"))
+        fields.update(overrides)
+        return cls(servers=servers, **fields)
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Return the TLS context. Raises ConfigError when a file cannot be read."""
+        try:
+            context = ssl.create_default_context(cafile=self.tls_ca_file)
+            if self.tls_cert_file:
+                context.load_cert_chain(self.tls_cert_file, self.tls_key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"cannot read the TLS files for NATS: {error}") from error
+        return context
+
+
+def _with_scheme(server: str, scheme: str) -> str:
+    return server if "://" in server else f"{scheme}://{server}"
+
+
+def _from_environment() -> dict[str, Any]:
+    found: dict[str, Any] = {
+        field: value for field, name in ENVIRONMENT.items() if (value := os.environ.get(name))
+    }
+    if "tls_handshake_first" in found:
+        found["tls_handshake_first"] = found["tls_handshake_first"].lower() in _TRUE
+    return found
+
+
+def _login(user: str | None, password: str | None) -> dict[str, str]:
+    if user is None:
+        return {}
+    if password is None:
+        # NATS's own convention: a lone user part is a token.
+        return {"token": unquote(user)}
+    return {"user": unquote(user), "password": unquote(password)}
+
+
+def mask(url: str) -> str:
+    """Return `url` without passwords and tokens, for people to read."""
+    return ",".join(
+        f"{head}{scheme}***@{host}" if at else server
+        for server in url.split(",")
+        for head, scheme, rest in [_split_scheme(server)]
+        for _, at, host in [rest.rpartition("@")]
+    )
+
+
+def _split_scheme(server: str) -> tuple[str, str, str]:
+    head, separator, rest = server.rpartition("://")
+    return head, separator, rest
