@@ -1,0 +1,1 @@
+"""Settings of the service: typed, frozen, from defaults, a YAML file and the environment."""
