@@ -1,0 +1,39 @@
+# `make run` and `make test` need only Python 3.11+, make and network access to a package index.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: run setup test check bench clean
+
+run: .venv/.runtime
+	@exec $(BIN)/python -m bridge up $(ARGS)
+
+setup: .venv/.development
+
+check: .venv/.development
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pytest tests/unit
+
+test: check
+	$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/benchmarks
+
+bench: .venv/.development
+	$(BIN)/pytest tests/benchmarks -s
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The stamps make a second run instant; a changed requirement makes them stale.
+.venv/.runtime: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is missing or older than 3.11: install Python 3.11+ or run 'make PYTHON=/path/to/python3.11'" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -e .
+	@touch $@
+
+.venv/.development: requirements-dev.txt .venv/.runtime
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
