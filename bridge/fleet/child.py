@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
-import structlog
-
-from bridge import logs
+from bridge.logs import get_logger, parse_line, relay
 
 _LAUNCH: Final = Path(__file__).with_name("launch.py")
 _TAIL_LINES: Final = 20
@@ -25,7 +24,7 @@ _OUTPUT_SECONDS: Final = 1.0
 #: How long a process has between the cold signal and SIGKILL.
 _COLD_SECONDS: Final = 1.0
 
-log = structlog.get_logger("bridge.fleet")
+log = get_logger("bridge.fleet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +42,34 @@ class ProcessSpec:
     cold_signal: signal.Signals | None = None
 
 
+class _TapedReader(io.BufferedReader):
+    """Keeps the last lines that were read, for whoever asks why the process ended."""
+
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self.tape: deque[bytes] = deque(maxlen=_TAIL_LINES)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if line.strip():
+            self.tape.append(line)
+        return line
+
+
 class Child:
     """A started process. Use `Child.start`; await `wait` or `stop` to be rid of it."""
 
     def __init__(
-        self, spec: ProcessSpec, process: asyncio.subprocess.Process, output: IO[bytes]
+        self, spec: ProcessSpec, process: asyncio.subprocess.Process, output: _TapedReader
     ) -> None:
         self.spec = spec
         self._process = process
-        self._tail: deque[bytes] = deque(maxlen=_TAIL_LINES)
+        self._output = output
         self._terminated = False
         # A thread, since reading a pipe line by line blocks; a daemon, since a grandchild that
         # left the session may hold the pipe open after everything else has ended.
         self._reader = threading.Thread(
-            target=self._relay, args=(output,), name=f"output of {spec.name}", daemon=True
+            target=self._relay, name=f"output of {spec.name}", daemon=True
         )
         self._reader.start()
         self._ending = asyncio.create_task(self._clear_up(), name=f"end of {spec.name}")
@@ -80,7 +93,7 @@ class Child:
             raise
         finally:
             os.close(write_end)
-        return cls(spec, process, os.fdopen(read_end, "rb"))
+        return cls(spec, process, _TapedReader(io.FileIO(read_end)))
 
     @property
     def pid(self) -> int:
@@ -91,8 +104,8 @@ class Child:
         return self._process.returncode is None
 
     def tail(self) -> list[str]:
-        """Return the last lines the process wrote, oldest first."""
-        return [line.decode(errors="replace").rstrip() for line in list(self._tail)]
+        """Return the messages of the last lines the process wrote, oldest first."""
+        return [parse_line(line)["message"] for line in list(self._output.tape)]
 
     async def wait(self) -> int:
         """Wait until the process and all of its session ended; return its exit status.
@@ -140,11 +153,6 @@ class Child:
         with contextlib.suppress(ProcessLookupError):  # the whole group is gone: as wanted
             os.killpg(self.pid, number)
 
-    def _relay(self, output: IO[bytes]) -> None:
-        with output:
-            logs.relay(self._taped(output), self.spec.name, **self.spec.bound)
-
-    def _taped(self, output: IO[bytes]) -> Iterator[bytes]:
-        for line in output:
-            self._tail.append(line)
-            yield line
+    def _relay(self) -> None:
+        with self._output:
+            relay(self._output, self.spec.name, **self.spec.bound)

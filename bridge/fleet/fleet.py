@@ -9,12 +9,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import structlog
-
 from bridge.fleet.child import ProcessSpec
 from bridge.fleet.supervisor import ProcessState, Supervisor
+from bridge.logs import get_logger
 
-log = structlog.get_logger("bridge.fleet")
+log = get_logger("bridge.fleet")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,11 @@ import random
 import time
 from enum import StrEnum
 
-import structlog
-
 from bridge.fleet.backoff import CRASHES_BEFORE_LOST, crashes_in_a_row, restart_delay_seconds
 from bridge.fleet.child import Child, ProcessSpec
+from bridge.logs import get_logger
 
-log = structlog.get_logger("bridge.fleet")
+log = get_logger("bridge.fleet")
 
 
 class ProcessState(StrEnum):
