@@ -53,7 +53,7 @@ def fail(message: str) -> None:
 def flaky(self: Task, failures: Annotated[int, Meta(ge=0, le=MAX_FAILURES)]) -> int:
     """Fail that many times, then succeed and return the number of tries."""
     _require("failures", failures, 0, MAX_FAILURES)
-    tries = self.request.retries + 1
+    tries: int = self.request.retries + 1
     if tries <= failures:
         error = RuntimeError(f"failure {tries} of {failures}")
         raise self.retry(exc=error, countdown=FLAKY_DELAY_SECONDS, max_retries=failures)
