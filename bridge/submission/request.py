@@ -50,7 +50,7 @@ class Submission(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
     eta: Annotated[
         _Moment | None,
         msgspec.Meta(
-            description="Run at this time, RFC 3339 with an offset; instead of countdown."
+            description="Run at this time (RFC 3339 with an offset) instead of countdown."
         ),
     ] = None
     expires: Annotated[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from typing import Any, Final
 
 from bridge.errors import InvalidParameters
@@ -24,10 +25,7 @@ _ESCAPE = re.compile(
     r"|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
-_MAYBE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
-# Cheap test for numbers that could be out of range; only then each number is looked at.
-_MAYBE_HUGE = re.compile(r"\d{19}|\d[eE]\+?\d{3}|\d[eE]\+?0")
 
 
 def decode(body: bytes) -> Any:
@@ -46,9 +44,8 @@ def decode(body: bytes) -> Any:
         ) from error
     _check_depth(text)
     _check_surrogates(text)
-    decoder = _CAREFUL if _MAYBE_HUGE.search(text) else _FAST
     try:
-        return decoder.decode(text)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise InvalidParameters(
             f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -60,20 +57,20 @@ def _check_depth(text: str) -> None:
         return
     depth = 0
     for match in _STRING_OR_BRACKET.finditer(text):
-        token = match[0]
-        if token in "[{":
+        found = match[0]
+        if found in "[{":
             depth += 1
             if depth > MAX_DEPTH:
                 raise InvalidParameters(
                     f"The body nests deeper than {MAX_DEPTH} levels (at character "
                     f"{match.start()}). Flatten it."
                 )
-        elif token in "]}":
+        elif found in "]}":
             depth -= 1
 
 
 def _check_surrogates(text: str) -> None:
-    if not _MAYBE_SURROGATE.search(text):
+    if "\\u" not in text:
         return
     for match in _ESCAPE.finditer(text):
         if match[1]:
@@ -86,11 +83,8 @@ def _check_surrogates(text: str) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise InvalidParameters(
-            f"The body has the key {twice!r} twice in one object. Send it once."
-        )
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise InvalidParameters(f"The body has the key {twice!r} twice in one object: send one.")
     return value
 
 
@@ -119,8 +113,7 @@ def _finite_float(literal: str) -> float:
     return value
 
 
-_FAST = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
-_CAREFUL = json.JSONDecoder(
+_DECODER = json.JSONDecoder(
     object_pairs_hook=_unique,
     parse_constant=_refuse_constant,
     parse_int=_bounded_int,
