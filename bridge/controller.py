@@ -1,0 +1,127 @@
+"""The daemon beside the web front: worker processes and figures.
+
+It lives through any outage of NATS, and its own end ends its workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Mapping
+
+from bridge.errors import NatsConnectionError
+from bridge.fleet import Fleet, WorkerOptions
+from bridge.logs import get_logger
+from bridge.names import Names
+from bridge.stats import Collector, FleetView
+from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
+from config.settings import Settings
+
+_RETRY_SECONDS = 1.0
+
+log = get_logger("bridge.controller")
+
+
+class Controller:
+    """Wires fleet and figures together; `run` returns after a clean stop.
+
+    `environ` is the environment that worker processes get, `url` the NATS server of all.
+    """
+
+    def __init__(self, settings: Settings, url: str, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._names = Names()
+        self._options = ConnectOptions.from_url(url, name="controller")
+        self._fleet = Fleet(worker_options(settings, url, environ))
+        self._collector = Collector(
+            self._options, self._names, prepare=self._ensure_topology, fleet=self._view
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Hold the wanted number of workers until `stop` is set, then end them all."""
+        if not await self._nats_is_ready(stop):
+            return
+        observed = asyncio.Event()
+        collecting = asyncio.create_task(self._collector.run(observed))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await self._fleet.set_target(self._settings.worker_count)
+            # The collector ends by itself only through a fault: that must not go unseen.
+            await asyncio.wait({collecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            await self._fleet.stop(self._settings.shutdown_seconds)
+            observed.set()
+            await collecting
+        log.info("controller stopped")
+
+    async def _nats_is_ready(self, stop: asyncio.Event) -> bool:
+        """Wait for NATS for as long as it takes; False when stopped before."""
+        told = False
+        while not stop.is_set():
+            try:
+                await self._ensure_topology()
+            except (NatsConnectionError, JetStreamError) as error:
+                if not told:
+                    log.warning("waiting for NATS", reason=str(error))
+                told = True
+                with contextlib.suppress(TimeoutError):  # time to try again
+                    await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
+            else:
+                return True
+        return False
+
+    async def _ensure_topology(self) -> None:
+        await asyncio.to_thread(self._create_streams)
+
+    def _create_streams(self) -> None:
+        connection = Connection(self._options)
+        connection.connect()
+        try:
+            JetStream(connection).ensure_topology(self._names, self._settings.nats.replicas)
+        finally:
+            connection.close()
+
+    def _view(self) -> FleetView:
+        options = self._fleet.options
+        return FleetView(
+            host=options.host,
+            worker_type=options.worker_type,
+            concurrency=options.concurrency,
+            target=self._fleet.target,
+            members=self._fleet.members(),
+        )
+
+
+def worker_options(settings: Settings, url: str, environ: Mapping[str, str]) -> WorkerOptions:
+    """Return how the settings want each worker to be started."""
+    return WorkerOptions(
+        app=settings.celery_app,
+        worker_type=settings.worker_type,
+        pool=settings.worker_pool,
+        concurrency=settings.max_concurrent_tasks,
+        queues=",".join(settings.queues),
+        log_level=settings.log_level,
+        environ={
+            **environ,
+            "CELERY_BROKER_URL": url,
+            "CELERY_RESULT_BACKEND": url,
+            # Relayed line by line: whether ours goes to a terminal is for us to know.
+            "BRIDGE_LOG_FORMAT": "json",
+            "BRIDGE_WORKER_TYPE": settings.worker_type,
+        },
+    )
+
+
+def run(settings: Settings, url: str, environ: Mapping[str, str]) -> None:
+    """Run the controller until SIGTERM or SIGINT."""
+    asyncio.run(_until_signal(Controller(settings, url, environ)))
+
+
+async def _until_signal(controller: Controller) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await controller.run(stop)
