@@ -42,6 +42,7 @@ class Nats(msgspec.Struct, kw_only=True, frozen=True):
 
     server_bin: Annotated[str, Env("NATS_SERVER_BIN")] = ""
     port: Annotated[int, Env("NATS_PORT"), Meta(ge=1, le=65535)] = 4222
+    sync_interval: Annotated[
         str, Env("NATS_SYNC_INTERVAL"), Meta(pattern=r"^(always|[1-9][0-9]*(ms|s|m|h))$")
     ] = "1s"
     replicas: Annotated[int, Env("NATS_REPLICAS"), Meta(ge=1, le=5)] = 1
