@@ -20,8 +20,8 @@ REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
 worker_app = Celery("rival", broker=REDIS_URL, backend=REDIS_URL)
 worker_app.conf.task_acks_late = True
 
-# Without a result backend: with one, Celery subscribes to the result of every task it sends,
-# which this front never waits for and which would only slow it down.
+# Without a result backend: with one, Celery subscribes to the result of every task it sends and
+# keeps each subscription, for which a front that reads results by key has no use.
 sender = Celery("rival", broker=REDIS_URL)
 # As many connections as gunicorn has threads.
 sender.conf.broker_pool_limit = 8
