@@ -21,6 +21,8 @@ class ErrorCode(StrEnum):
     INVALID_PARAMETERS = "INVALID_PARAMETERS"
     SERVICE_UNAVAILABLE = "SERVICE_UNAVAILABLE"
     INTERNAL_ERROR = "INTERNAL_ERROR"
+    #: Beyond the specification's twelve: none of them says that a key is missing.
+    UNAUTHORIZED = "UNAUTHORIZED"
 
 
 class BridgeError(Exception):
@@ -52,6 +54,13 @@ class InvalidParameters(BridgeError):
 
     code = ErrorCode.INVALID_PARAMETERS
     status = 400
+
+
+class Unauthorized(BridgeError):
+    """The request carries no valid API key."""
+
+    code = ErrorCode.UNAUTHORIZED
+    status = 401
 
 
 class TaskNotFound(InvalidParameters):
