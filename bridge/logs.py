@@ -19,7 +19,7 @@ from structlog.typing import EventDict, ProcessorReturnValue, WrappedLogger
 
 from bridge.envelope import from_epoch
 from bridge.log_lines import parse_line
-from bridge.masking import mask_value
+from bridge.masking import mask_text, mask_value
 
 __all__ = ["FORMAT_VARIABLE", "configure", "get_logger", "parse_line", "relay"]
 
@@ -221,7 +221,14 @@ def _task_fields(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mask(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
-    return {name: mask_value(name, value) for name, value in fields.items()}
+    return {name: _masked(name, value) for name, value in fields.items()}
+
+
+def _masked(name: str, value: Any) -> Any:
+    try:
+        return mask_value(name, value)
+    except RecursionError:
+        return mask_text(ascii(value))
 
 
 def _for_console(_: WrappedLogger, __: str, fields: EventDict) -> EventDict:
