@@ -26,14 +26,14 @@ log = get_logger("bridge.controller")
 class Controller:
     """Wires fleet and figures together; `run` returns after a clean stop.
 
-    `environ` is the environment that worker processes get, `url` the NATS server of all.
+    `environ` is the environment that worker processes get. `settings` must name a NATS server.
     """
 
-    def __init__(self, settings: Settings, url: str, environ: Mapping[str, str]) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
         self._names = Names()
-        self._options = ConnectOptions.from_url(url, name="controller")
-        self._fleet = Fleet(worker_options(settings, url, environ))
+        self._options = ConnectOptions.from_url(settings.nats_url, name="controller")
+        self._fleet = Fleet(worker_options(settings, environ))
         self._collector = Collector(
             self._options, self._names, prepare=self._ensure_topology, fleet=self._view
         )
@@ -94,7 +94,7 @@ class Controller:
         )
 
 
-def worker_options(settings: Settings, url: str, environ: Mapping[str, str]) -> WorkerOptions:
+def worker_options(settings: Settings, environ: Mapping[str, str]) -> WorkerOptions:
     """Return how the settings want each worker to be started."""
     return WorkerOptions(
         app=settings.celery_app,
@@ -105,8 +105,8 @@ def worker_options(settings: Settings, url: str, environ: Mapping[str, str]) -> 
         log_level=settings.log_level,
         environ={
             **environ,
-            "CELERY_BROKER_URL": url,
-            "CELERY_RESULT_BACKEND": url,
+            "CELERY_BROKER_URL": settings.nats_url,
+            "CELERY_RESULT_BACKEND": settings.nats_url,
             # Relayed line by line: whether ours goes to a terminal is for us to know.
             "BRIDGE_LOG_FORMAT": "json",
             "BRIDGE_WORKER_TYPE": settings.worker_type,
@@ -114,9 +114,9 @@ def worker_options(settings: Settings, url: str, environ: Mapping[str, str]) -> 
     )
 
 
-def run(settings: Settings, url: str, environ: Mapping[str, str]) -> None:
+def run(settings: Settings, environ: Mapping[str, str]) -> None:
     """Run the controller until SIGTERM or SIGINT."""
-    asyncio.run(_until_signal(Controller(settings, url, environ)))
+    asyncio.run(_until_signal(Controller(settings, environ)))
 
 
 async def _until_signal(controller: Controller) -> None:

@@ -1,0 +1,153 @@
+"""Says what the settings are and whether everything they name is there."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import click
+import msgspec
+import yaml
+
+from bridge import probe
+from bridge.errors import BridgeError, ConfigError
+from bridge.names import Names
+from bridge.records import SNAPSHOT_KEY, Snapshot
+from bridge.server import LOOPBACK, binary_version, find_binary, port_in_use
+from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from config.settings import Settings, check_exposure, masked
+
+#: A snapshot older than this is from a controller that no longer runs.
+_FRESH_SECONDS: Final = 10.0
+
+
+class Finding(NamedTuple):
+    """The outcome of one check; `detail` of a failed one says what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
+    """Run every check; none changes anything."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("exposure", lambda: _exposure(settings)),
+        ("celery app", lambda: _celery_app(settings, environ)),
+        ("nats", lambda: _nats(settings, environ)),
+        ("data directory", lambda: _data_dir(settings)),
+        ("workers", lambda: _workers(settings)),
+        ("web", lambda: _web(settings)),
+        ("flower", lambda: _flower(settings)),
+    ]
+    return [_finding(name, check) for name, check in checks]
+
+
+def run(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """Print settings and findings; True when nothing failed."""
+    click.echo(yaml.safe_dump({"settings": masked(settings)}, sort_keys=False))
+    findings = examine(settings, environ)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        mark = click.style("ok  ", fg="green") if finding.ok else click.style("fail", fg="red")
+        click.echo(f"{mark} {finding.name:<{width}}  {finding.detail}")
+    return all(finding.ok for finding in findings)
+
+
+def _finding(name: str, check: Callable[[], str]) -> Finding:
+    try:
+        return Finding(name, True, check())
+    except BridgeError as error:
+        return Finding(name, False, str(error))
+
+
+def _exposure(settings: Settings) -> str:
+    check_exposure(settings)
+    keys = "API keys asked for" if settings.api_keys_file else "no API keys asked for"
+    return f"listens on {settings.host}, {keys}"
+
+
+def _celery_app(settings: Settings, environ: Mapping[str, str]) -> str:
+    probe.celery_app(settings.celery_app, environ)
+    return settings.celery_app
+
+
+def _nats_url(settings: Settings) -> str:
+    """Return the server to use: the one that is named, or where the embedded one listens."""
+    return settings.nats_url or f"nats://{LOOPBACK}:{settings.nats.port}"
+
+
+def _nats(settings: Settings, environ: Mapping[str, str]) -> str:
+    if not settings.nats_url and not port_in_use(LOOPBACK, settings.nats.port):
+        binary = find_binary(environ)
+        version = ".".join(map(str, binary_version(binary)))
+        return f"embedded {version} ({binary}), not running"
+    info = probe.nats_server(_nats_url(settings))
+    kind = "external" if settings.nats_url else "embedded"
+    return f"{kind} {info.get('version')} answers, JetStream is on"
+
+
+def _data_dir(settings: Settings) -> str:
+    if settings.nats_url:
+        return "not needed: NATS runs elsewhere"
+    path = Path(settings.data_dir)
+    existing = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"{existing} cannot be written; correct that or set DATA_DIR")
+    return f"{path.absolute()} can be written"
+
+
+def _workers(settings: Settings) -> str:
+    if not settings.nats_url and not port_in_use(LOOPBACK, settings.nats.port):
+        return "not running"
+    connection = Connection(ConnectOptions.from_url(_nats_url(settings), name="doctor"))
+    connection.connect()
+    try:
+        bucket = Bucket(JetStream(connection), Names().bucket("status"))
+        stored = bucket.get(SNAPSHOT_KEY)
+    finally:
+        connection.close()
+    if stored is None:
+        return "no controller has run yet"
+    snapshot = msgspec.json.decode(stored, type=Snapshot)
+    age_seconds = time.time() - snapshot.taken_epoch
+    if age_seconds > _FRESH_SECONDS:
+        return f"no controller runs (the last one was seen {age_seconds:.0f} s ago)"
+    running = sum(worker.state == "running" for worker in snapshot.workers)
+    if running < snapshot.target_workers:
+        errors = [w.last_error for w in snapshot.workers if w.last_error]
+        raise ConfigError(
+            f"{running} of {snapshot.target_workers} workers run; look at their log lines"
+            + (f"; last error: {errors[0].splitlines()[-1]}" if errors else "")
+        )
+    return f"{running} of {snapshot.target_workers} run"
+
+
+def _web(settings: Settings) -> str:
+    return _listener(settings.host, settings.port, "/health", "API_PORT")
+
+
+def _flower(settings: Settings) -> str:
+    flower = settings.flower
+    if not flower.enabled:
+        return "switched off"
+    return _listener(flower.host, flower.port, "/healthcheck", "FLOWER_PORT")
+
+
+def _listener(host: str, port: int, path: str, variable: str) -> str:
+    """Return whether ours answers there; fail where a stranger holds the port."""
+    if not port or not port_in_use(host, port):
+        return f"not running; port {port} is free"
+    try:
+        status, _ = probe.http_request(host, port, path)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} is used by something that does not answer {path} ({error}); "
+            f"stop it or set {variable}"
+        ) from error
+    if status != 200:
+        raise ConfigError(f"port {port} answers {path} with {status}; set {variable} to another")
+    return f"answers on port {port}"
