@@ -17,9 +17,7 @@ _TRUTH = {"true": True, "1": True, "false": False, "0": False}
 def json_body() -> Any:
     """Return the decoded body. Raises InvalidParameters (400, 413, 415)."""
     if request.mimetype != "application/json":
-        raise InvalidParameters(
-            "Content-Type: send the body as application/json.", status=415
-        )
+        raise InvalidParameters("Content-Type: send the body as application/json.", status=415)
     # werkzeug stops reading at MAX_CONTENT_LENGTH, also where the body comes in chunks.
     return strict_json.decode(request.get_data(cache=False))
 

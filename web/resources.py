@@ -55,9 +55,7 @@ class Resources:
         )
         self.types = TaskTypes(self.workers)
         self.submitter = Submitter(pool, names, self.types)
-        self.lookup = TaskLookup(
-            pool, names, self.status, show_tracebacks=settings.show_tracebacks
-        )
+        self.lookup = TaskLookup(pool, names, self.status, show_tracebacks=settings.show_tracebacks)
         self.canceller = Canceller(
             pool, names, self.lookup, result_ttl_seconds=settings.result_expires_seconds
         )

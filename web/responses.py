@@ -92,9 +92,7 @@ def _explain(error: HTTPException, status: int) -> str:
 
 def too_large(limit_bytes: int) -> str:
     """What a client is told whose body is over the limit."""
-    return (
-        f"The body is over the limit of {limit_bytes} bytes. Send less, or raise MAX_BODY_BYTES."
-    )
+    return f"The body is over the limit of {limit_bytes} bytes. Send less, or raise MAX_BODY_BYTES."
 
 
 def _unexpected(error: Exception) -> Response:

@@ -8,9 +8,8 @@ from bridge.submission import request as submissions
 from web import figures, parameters
 from web.context import resources
 from web.models import TaskTypes
+from web.openapi import MAX_WAIT_SECONDS
 from web.responses import answer
-
-MAX_WAIT_SECONDS = 60.0
 
 blueprint = Blueprint("tasks", __name__, url_prefix="/api/v1/tasks")
 
