@@ -38,8 +38,11 @@ class Controller:
             self._options, self._names, prepare=self._ensure_topology, fleet=self._view
         )
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Hold the wanted number of workers until `stop` is set, then end them all."""
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Hold the wanted number of workers until `stop` is set, then end them all.
+
+        They may finish their tasks for as long as the settings say, or until `hurry` is set.
+        """
         if not await self._nats_is_ready(stop):
             return
         observed = asyncio.Event()
@@ -51,10 +54,19 @@ class Controller:
             await asyncio.wait({collecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopping.cancel()
-            await self._fleet.stop(self._settings.shutdown_seconds)
+            await self._stop_fleet(hurry)
             observed.set()
             await collecting
         log.info("controller stopped")
+
+    async def _stop_fleet(self, hurry: asyncio.Event) -> None:
+        hurrying = asyncio.create_task(hurry.wait())
+        warm = asyncio.create_task(self._fleet.stop(self._settings.shutdown_seconds))
+        await asyncio.wait({warm, hurrying}, return_when=asyncio.FIRST_COMPLETED)
+        if not warm.done():
+            await self._fleet.stop(0)
+        await warm
+        hurrying.cancel()
 
     async def _nats_is_ready(self, stop: asyncio.Event) -> bool:
         """Wait for NATS for as long as it takes; False when stopped before."""
@@ -115,13 +127,19 @@ def worker_options(settings: Settings, environ: Mapping[str, str]) -> WorkerOpti
 
 
 def run(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Run the controller until SIGTERM or SIGINT."""
+    """Run the controller until SIGTERM or SIGINT; SIGQUIT or a second one ends it at once."""
     asyncio.run(_until_signal(Controller(settings, environ)))
 
 
 async def _until_signal(controller: Controller) -> None:
-    stop = asyncio.Event()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def end(number: signal.Signals) -> None:
+        if stop.is_set() or number == signal.SIGQUIT:
+            hurry.set()
+        stop.set()
+
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    await controller.run(stop)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        loop.add_signal_handler(number, end, number)
+    await controller.run(stop, hurry)

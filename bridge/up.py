@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -113,14 +113,21 @@ class Service:
         self._nats: Supervisor | None = None
         if plan.server is not None:
             self._nats = self._supervisor("nats", plan.server.command)
-        self._controller = self._supervisor("controller", [python, "-m", "bridge", "controller"])
+        self._controller = self._supervisor(
+            "controller",
+            [python, "-m", "bridge", "controller"],
+            # Its way to end its workers at once, who are no children of ours.
+            cold_signal=signal.SIGQUIT,
+            cold_seconds=_CONTROLLER_EXTRA_SECONDS,
+        )
         self._web = self._supervisor("web", [python, "-m", "bridge", "web"])
         self._flower: Supervisor | None = None
         if settings.flower.enabled:
             self._flower = self._supervisor("flower", _flower_command(settings))
 
-    def _supervisor(self, name: str, command: list[str]) -> Supervisor:
-        return Supervisor(ProcessSpec(name=name, command=command, environ=self.plan.environ))
+    def _supervisor(self, name: str, command: list[str], **ending: Any) -> Supervisor:
+        environ = self.plan.environ
+        return Supervisor(ProcessSpec(name=name, command=command, environ=environ, **ending))
 
     async def start(self) -> bool:
         """Start all; True when a task would be accepted and run, False when told to stop.
@@ -133,11 +140,13 @@ class Service:
                 return False
         await self._controller.start()
         await self._web.start()
-        if self._flower is not None:
-            await self._flower.start()
-        return await self._until(self._web, self._web_is_ready) and (
-            self._flower is None or await self._until(self._flower, self._flower_answers)
-        )
+        if not await self._until(self._web, self._web_is_ready):
+            return False
+        if self._flower is None:
+            return True
+        # Last, since it asks the workers for what it shows when it starts.
+        await self._flower.start()
+        return await self._until(self._flower, self._flower_answers)
 
     async def stop(self) -> None:
         """End all: first what accepts work, then what does it, then where it is kept."""
@@ -198,7 +207,7 @@ class Service:
 def _flower_command(settings: Settings) -> list[str]:
     # A password reaches Flower by FLOWER_BASIC_AUTH: arguments are for everyone to see.
     return [
-        *(sys.executable, "-m", "celery", "-A", settings.celery_app, "flower"),
+        *(sys.executable, "-m", "celery", "--quiet", "-A", settings.celery_app, "flower"),
         f"--address={settings.flower.host}",
         f"--port={settings.flower.port}",
     ]

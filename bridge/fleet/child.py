@@ -21,8 +21,6 @@ _LAUNCH: Final = Path(__file__).with_name("launch.py")
 _TAIL_LINES: Final = 20
 #: How long after its end a process' output may take to arrive.
 _OUTPUT_SECONDS: Final = 1.0
-#: How long a process has between the cold signal and SIGKILL.
-_COLD_SECONDS: Final = 1.0
 
 log = get_logger("bridge.fleet")
 
@@ -32,7 +30,7 @@ class ProcessSpec:
     """What to run and how to end it.
 
     `environ` is the whole environment; `bound` are log fields of every line the process writes.
-    `cold_signal` is sent when SIGTERM did not suffice, a moment before SIGKILL.
+    `cold_signal` is sent when SIGTERM did not suffice, `cold_seconds` before SIGKILL.
     """
 
     name: str
@@ -40,6 +38,7 @@ class ProcessSpec:
     environ: Mapping[str, str]
     bound: Mapping[str, Any] = field(default_factory=dict)
     cold_signal: signal.Signals | None = None
+    cold_seconds: float = 1.0
 
 
 class _TapedReader(io.BufferedReader):
@@ -140,7 +139,7 @@ class Child:
         if self.spec.cold_signal is not None:
             self._signal(self.spec.cold_signal)
             with contextlib.suppress(TimeoutError):  # SIGKILL below is the answer to it
-                return await asyncio.wait_for(self.wait(), _COLD_SECONDS)
+                return await asyncio.wait_for(self.wait(), self.spec.cold_seconds)
         if self.running:
             self._signal_group(signal.SIGKILL)
         return await self.wait()

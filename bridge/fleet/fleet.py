@@ -43,7 +43,7 @@ class WorkerOptions:
     def spec(self, number: int) -> ProcessSpec:
         """Return the process that is worker `number`."""
         command = [
-            *(sys.executable, "-m", "celery", "-A", self.app, "worker"),
+            *(sys.executable, "-m", "celery", "--quiet", "-A", self.app, "worker"),
             *("--hostname", self.hostname(number)),
             *("--pool", self.pool, "--concurrency", str(self.concurrency)),
             *("--task-events", "--loglevel", self.log_level),

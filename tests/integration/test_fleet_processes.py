@@ -266,6 +266,6 @@ def test_worker_command_is_an_ordinary_celery_worker() -> None:
 
     command = options.spec(2).command
 
-    assert command[1:4] == ["-m", "celery", "-A"]
+    assert command[1:7] == ["-m", "celery", "--quiet", "-A", "shop.celery:app", "worker"]
     assert "general-worker-2@h" in command
     assert command[-2:] == ["--queues", "a,b"]
