@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from bridge.envelope import from_epoch
+from bridge.masking import mask_text
 from bridge.records import Snapshot, WorkerState
-from bridge.wire.options import mask
 from web.context import context, resources
 from web.models import (
     Features,
@@ -54,7 +54,7 @@ def status() -> Status:
         features=Features(),
         worker_summary=_summary(view),
         nats_info=NatsInfo(
-            url=mask(here.resources.url),
+            url=mask_text(here.resources.url),
             connected=here.resources.nats_connected,
             connection_count=sum(each.nats_connected for each in view.workers),
         ),

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import socket
 import time
+from http import HTTPStatus
 from typing import Any
 
-import gunicorn.http.wsgi
-import gunicorn.util
 import msgspec
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.glogging import Logger
-from gunicorn.workers.ggevent import GeventWorker
+from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler, PyWSGIServer
 
 from bridge import logs
 from bridge.envelope import failure
@@ -43,9 +43,6 @@ def serve(settings: Settings) -> None:
     ApiKeys.load(settings.api_keys_file)
     listener = _listen(settings.host, settings.port)
     settings = msgspec.structs.replace(settings, port=listener.getsockname()[1])
-    # gunicorn names itself in every answer and speaks HTML where a request is malformed.
-    gunicorn.http.wsgi.SERVER = "task-worker"
-    gunicorn.util.write_error = _write_error
     logger.info("web.listening host=%s port=%d", settings.host, settings.port)
     _Application(settings, listener).run()
 
@@ -71,12 +68,62 @@ class _Logger(Logger):  # type: ignore[misc]
             log.propagate = True
 
 
-class _Worker(GeventWorker):  # type: ignore[misc]
-    """A gevent worker in a process that is patched already."""
+class _Handler(PyWSGIHandler):  # type: ignore[misc]
+    """Speaks the envelope where a request is malformed, and lets go of idle clients on stop."""
+
+    def handle(self) -> None:
+        self.socket.settimeout(_KEEPALIVE_SECONDS)
+        super().handle()
+
+    def read_requestline(self) -> Any:
+        if self.server.stopping:
+            return ""
+        self.server.idle.add(self.socket)
+        try:
+            return super().read_requestline()
+        finally:
+            self.server.idle.discard(self.socket)
+
+    def handle_one_request(self) -> Any:
+        result = super().handle_one_request()
+        if not isinstance(result, tuple):
+            return result
+        status = int(result[0])
+        return status, _raw_refusal(status)
+
+    def log_request(self) -> None:
+        """One line per request would cost more than many requests do."""
+
+
+class _Server(PyWSGIServer):  # type: ignore[misc]
+    """A server that can tell its idle connections from its busy ones."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.idle: set[Any] = set()
+        self.stopping = False
+
+    def close(self) -> None:
+        """Accept no more, and end the connections that wait for a next request."""
+        self.stopping = True
+        super().close()
+        for idle in list(self.idle):
+            with contextlib.suppress(OSError):
+                idle.shutdown(socket.SHUT_RD)
+
+
+class _Worker(GeventPyWSGIWorker):  # type: ignore[misc]
+    """A gevent worker in a process that is patched already.
+
+    gevent's own HTTP server answers in one write and takes two thirds of the time of gunicorn's.
+    """
+
+    server_class = _Server
+    wsgi_handler = _Handler
 
     def patch(self) -> None:
         # gunicorn's own would patch a second time, which warns, and then do this.
-        self.sockets = [
+        self.sockets: list[Any] = [
             socket.socket(held.FAMILY, socket.SOCK_STREAM, fileno=held.sock.detach())
             for held in self.sockets
         ]
@@ -126,12 +173,12 @@ def _share_memory(_server: Any) -> None:
     gc.freeze()
 
 
-def _write_error(sock: socket.socket, status: int, reason: str, message: str) -> None:
-    """Answer a request that gunicorn cannot read, in the envelope."""
-    code = ErrorCode.INVALID_PARAMETERS if status < 500 else ErrorCode.INTERNAL_ERROR
-    body = failure(code, f"The request cannot be read: {message or reason}")
+def _raw_refusal(status: int) -> bytes:
+    """A whole answer to a request that cannot be read, in the envelope."""
+    reason = HTTPStatus(status).phrase
+    body = failure(ErrorCode.INVALID_PARAMETERS, f"The request cannot be read: {reason}.")
     head = (
         f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
         f"X-Content-Type-Options: nosniff\r\nContent-Length: {len(body)}\r\n\r\n"
     )
-    gunicorn.util.write_nonblock(sock, head.encode("latin-1") + body)
+    return head.encode("ascii") + body

@@ -18,8 +18,14 @@ def json_body() -> Any:
     """Return the decoded body. Raises InvalidParameters (400, 413, 415)."""
     if request.mimetype != "application/json":
         raise InvalidParameters("Content-Type: send the body as application/json.", status=415)
-    # werkzeug stops reading at MAX_CONTENT_LENGTH, also where the body comes in chunks.
-    return strict_json.decode(request.get_data(cache=False))
+    try:
+        # werkzeug stops reading at MAX_CONTENT_LENGTH, also where the body comes in chunks.
+        body = request.get_data(cache=False)
+    except OSError as error:
+        raise InvalidParameters(
+            f"The body cannot be read to its end: {error}. Check Content-Length and the chunks."
+        ) from error
+    return strict_json.decode(body)
 
 
 def only(allowed: Iterable[str] = ()) -> None:

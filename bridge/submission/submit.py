@@ -17,13 +17,13 @@ from bridge.submission import idempotency
 from bridge.submission.deadline import ANSWER_SECONDS, Deadline
 from bridge.submission.keys import TaskPlaces
 from bridge.submission.message import build
+from bridge.submission.outbox import Outbox
 from bridge.submission.registry import TaskTypes
 from bridge.submission.request import Accepted, Submission
 from bridge.submission.stored import read
 from bridge.submission.view import Known, state_of
 from bridge.topology import BUCKET_TTL_SECONDS
 from bridge.transport.delay import MIN_DELAY_SECONDS, nonce, schedule_headers
-from bridge.transport.headers import encode_message
 from bridge.wire import ConnectionPool, JetStream, JetStreamError, PayloadTooLarge, PubAck
 from bridge.wire.connection import Outgoing
 from bridge.wire.kv import ttl_headers
@@ -64,6 +64,7 @@ class Submitter:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._pool = pool
+        self._outbox = Outbox(pool)
         self._names = names
         self._types = types
         self._clock = clock
@@ -131,16 +132,13 @@ class Submitter:
             timeout_seconds=submission.timeout,
             ignore_result=kind.ignore_result,
         )
-        headers, payload = encode_message(
-            task.body, headers=task.headers, properties=task.properties
-        )
-        headers.update(extra_headers)
+        headers = {**task.headers, **extra_headers}
         subject = self._names.task_subject(kind.queue, submission.priority_number)
         due = _moment(times.eta)
         if times.scheduled and due is not None:
             headers.update(schedule_headers(due, subject))
             subject = self._names.schedule_subject(kind.queue, task_id, nonce())
-        return [(subject, payload, headers), self._record(submission, kind, times, task_id)]
+        return [(subject, task.payload, headers), self._record(submission, kind, times, task_id)]
 
     def _record(
         self, submission: Submission, kind: TaskType, times: _Times, task_id: str
@@ -163,17 +161,24 @@ class Submitter:
 
     def _store(self, outgoing: list[Outgoing], deadline: Deadline) -> None:
         try:
-            with self._pool.connection() as connection:
-                js = JetStream(connection, deadline.remaining())
-                acks = js.publish_many(outgoing)
-                if isinstance(acks[0], JetStreamError) and isinstance(acks[1], PubAck):
-                    # Its record alone would claim that the task waits.
-                    js.publish(outgoing[1][0], b"", {"KV-Operation": "DEL"})
+            task, record = self._outbox.store(outgoing, deadline)
         except PayloadTooLarge as error:
             raise InvalidTaskData(
                 f"task_data: {error}. Store large data elsewhere and send a reference.", status=413
             ) from error
-        _require_stored(acks)
+        if isinstance(task, JetStreamError):
+            if isinstance(record, PubAck):
+                # Its record alone would claim that the task waits.
+                self._outbox.store([(outgoing[1][0], b"", {"KV-Operation": "DEL"})], deadline)
+            raise TaskSubmissionError(
+                f"NATS did not store the task: {task.description}. Check the server's storage "
+                "limits."
+            ) from task
+        if isinstance(record, JetStreamError):
+            raise TaskSubmissionError(
+                f"NATS stored the task but not its record: {record.description}. It may run; its "
+                "state cannot be followed. Check the server's storage limits."
+            ) from record
 
     def _accepted(
         self, submission: Submission, kind: TaskType, times: _Times, task_id: str
@@ -185,19 +190,6 @@ class Submitter:
             queue=kind.queue,
             priority=submission.priority_number,
         )
-
-
-def _require_stored(acks: list[PubAck | JetStreamError]) -> None:
-    task, record = acks
-    if isinstance(task, JetStreamError):
-        raise TaskSubmissionError(
-            f"NATS did not store the task: {task.description}. Check the server's storage limits."
-        ) from task
-    if isinstance(record, JetStreamError):
-        raise TaskSubmissionError(
-            f"NATS stored the task but not its record: {record.description}. It may run; its "
-            "state cannot be followed. Check the server's storage limits."
-        ) from record
 
 
 def _eta_epoch(submission: Submission, now: float) -> float | None:
