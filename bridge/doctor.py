@@ -19,6 +19,7 @@ from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.server import LOOPBACK, binary_version, find_binary, port_in_use
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
 from config.settings import Settings, check_exposure, masked
+from web.auth import ApiKeys
 
 #: A snapshot older than this is from a controller that no longer runs.
 _FRESH_SECONDS: Final = 10.0
@@ -66,7 +67,11 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 def _exposure(settings: Settings) -> str:
     check_exposure(settings)
-    keys = "API keys asked for" if settings.api_keys_file else "no API keys asked for"
+    keys = (
+        "API keys asked for"
+        if ApiKeys.load(settings.api_keys_file).required
+        else "no API keys asked for"
+    )
     return f"listens on {settings.host}, {keys}"
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final
 
-from bridge.errors import ConfigError
+from bridge.errors import ConfigError, NatsConnectionError
 from bridge.server import require_version
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
 
@@ -54,7 +54,10 @@ def nats_server(url: str) -> dict[str, Any]:
     """
     options = ConnectOptions.from_url(url, name="probe")
     connection = Connection(options)
-    connection.connect()
+    try:
+        connection.connect()
+    except NatsConnectionError as error:
+        raise NatsConnectionError(f"{error}; start it or correct NATS_URL") from error
     try:
         info = connection.server_info
         require_version(str(info.get("version", "")), "the server of NATS_URL")

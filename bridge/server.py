@@ -121,7 +121,10 @@ def port_in_use(host: str, port: int) -> bool:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return True
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot listen on {host}:{port} ({error.strerror}); name an address of this "
+                "machine and a port above 1023"
+            ) from error
     return False
 
 

@@ -26,6 +26,7 @@ from bridge.logs import get_logger
 from bridge.sample import report
 from bridge.server import EmbeddedServer, port_in_use
 from config.settings import Settings, check_exposure
+from web.auth import ApiKeys
 
 _READY_SECONDS: Final = 60.0
 #: Between two looks at a process that cannot tell by itself when it is ready.
@@ -57,6 +58,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Plan:
     Raises ConfigError or NatsConnectionError: the message names the remedy.
     """
     check_exposure(settings)
+    ApiKeys.load(settings.api_keys_file)
     settings = _with_ports(settings)
     environ = {**environ, **settings.child_environ()}
     probe.celery_app(settings.celery_app, environ)
@@ -176,7 +178,10 @@ class Service:
         while not await asyncio.to_thread(ready):
             for other in self._processes():
                 if other.state in {ProcessState.CRASHED, ProcessState.LOST}:
-                    raise ServiceUnavailable(f"{other.spec.name} {other.last_error}")
+                    ending, *lines = (other.last_error or "ended").splitlines()
+                    raise ServiceUnavailable(
+                        "; ".join([f"{other.spec.name} {ending}", *lines[-1:]])
+                    )
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(
                     f"{process.spec.name} was not ready within {_READY_SECONDS:.0f} s; "
