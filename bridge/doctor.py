@@ -67,12 +67,8 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
 
 def _exposure(settings: Settings) -> str:
     check_exposure(settings)
-    keys = (
-        "API keys asked for"
-        if ApiKeys.load(settings.api_keys_file).required
-        else "no API keys asked for"
-    )
-    return f"listens on {settings.host}, {keys}"
+    asked = "API keys" if ApiKeys.load(settings.api_keys_file).required else "no API keys"
+    return f"listens on {settings.host}, asks for {asked}"
 
 
 def _celery_app(settings: Settings, environ: Mapping[str, str]) -> str:

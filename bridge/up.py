@@ -179,9 +179,8 @@ class Service:
             for other in self._processes():
                 if other.state in {ProcessState.CRASHED, ProcessState.LOST}:
                     ending, *lines = (other.last_error or "ended").splitlines()
-                    raise ServiceUnavailable(
-                        "; ".join([f"{other.spec.name} {ending}", *lines[-1:]])
-                    )
+                    reason = "; ".join([ending, *lines[-1:]])
+                    raise ServiceUnavailable(f"{other.spec.name} {reason}")
             if time.monotonic() > deadline:
                 raise ServiceUnavailable(
                     f"{process.spec.name} was not ready within {_READY_SECONDS:.0f} s; "
