@@ -1,0 +1,5 @@
+"""Celery result backend for `nats://`."""
+
+from bridge.backend.backend import NatsBackend
+
+__all__ = ["NatsBackend"]

@@ -1,0 +1,5 @@
+"""kombu transport for `nats://`."""
+
+from bridge.transport.transport import TlsTransport, Transport
+
+__all__ = ["Transport", "TlsTransport"]

@@ -7,6 +7,7 @@ opens another (ADR 0002). Nothing is sent again by itself, so what failed did no
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import socket
@@ -61,15 +62,19 @@ class Connection:
         # TLS state is shared by reads and writes, so the same lock guards both.
         self._io_lock = threading.RLock()
         self._callbacks: dict[int, Callback] = {}
+        #: sid -> messages until it ends, for subscriptions that end by themselves
+        self._remaining: dict[int, int] = {}
         self._next_sid = 1
         self._inbox = f"_INBOX.{os.urandom(11).hex()}"
         self._inbox_sid = 0
         self._next_reply = 0
+        self._inboxes = itertools.count()
         #: reply token -> the reply, None while it is awaited
         self._replies: dict[str, Message | None] = {}
         self._pongs_awaited = 0
         self._pongs_seen = 0
         self._violation = ""
+        self._silent_since = time.monotonic()
 
     # -- life cycle --------------------------------------------------------------------
 
@@ -187,22 +192,40 @@ class Connection:
         self._check_size(payload, headers)
         self._write(encode_publish(subject, payload, headers, reply))
 
-    def subscribe(self, subject: str, callback: Callback) -> int:
-        """Call `callback` with every message on `subject` while somebody drains; return the sid."""
-        sid = self._next_sid
-        self._next_sid += 1
+    def publish_many(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """Send messages without headers in one write."""
+        self._write(b"".join(encode_publish(subject, payload) for subject, payload in messages))
+
+    def subscribe(self, subject: str, callback: Callback, max_messages: int = 0) -> int:
+        """Call `callback` with every message on `subject` while somebody drains; return the sid.
+
+        The subscription ends by itself after `max_messages`, where that is not 0.
+        """
+        with self._io_lock:
+            sid = self._next_sid
+            self._next_sid += 1
+        frames = encode_subscribe(subject, sid)
+        if max_messages:
+            self._remaining[sid] = max_messages
+            frames += encode_unsubscribe(sid, max_messages)
         self._callbacks[sid] = callback
-        self._write(encode_subscribe(subject, sid))
+        self._write(frames)
         return sid
 
     def unsubscribe(self, sid: int) -> None:
         if self._callbacks.pop(sid, None) and self.connected:
             self._write(encode_unsubscribe(sid))
 
+    def unsubscribe_and_flush(self, sid: int) -> None:
+        """Unsubscribe; the callback still gets every message the server had sent before."""
+        if self.connected:
+            self._write(encode_unsubscribe(sid))
+            self.flush()
+        self._callbacks.pop(sid, None)
+
     def new_inbox(self) -> str:
         """Return a subject nobody else uses."""
-        self._next_reply += 1
-        return f"{self._inbox}.s{self._next_reply}"
+        return f"{self._inbox}.s{next(self._inboxes)}"
 
     def _check_size(self, payload: bytes, headers: Mapping[str, str] | None) -> None:
         limit = self.server_info.get("max_payload", 0)
@@ -214,6 +237,8 @@ class Connection:
             raise PayloadTooLarge(size, limit)
 
     def _write(self, data: bytes) -> None:
+        if not data:
+            return
         view = memoryview(data)
         deadline = 0.0
         with self._io_lock:
@@ -271,6 +296,8 @@ class Connection:
         if isinstance(frame, Message):
             callback = self._callbacks.get(frame.sid)
             if callback is not None:
+                if frame.sid in self._remaining:
+                    self._count_down(frame.sid)
                 callback(frame)
         elif isinstance(frame, Control):
             if frame.verb == b"PING":
@@ -281,6 +308,11 @@ class Connection:
             self.server_info = frame.fields
         else:
             self._complaint(frame)
+
+    def _count_down(self, sid: int) -> None:
+        self._remaining[sid] -= 1
+        if not self._remaining[sid]:
+            del self._remaining[sid], self._callbacks[sid]
 
     def _complaint(self, error: ServerError) -> None:
         text = error.text.lower()
@@ -391,10 +423,28 @@ class Connection:
 
     def flush(self, timeout: float = 2.0) -> None:
         """Return when the server has processed everything sent so far. Raises NatsTimeout."""
-        self._pongs_awaited += 1
-        target = self._pongs_awaited
-        self._write(PING)
+        target = self._ping()
         self._read_until(lambda: self._pongs_seen >= target, time.monotonic() + timeout)
+
+    def check_peer(self, silence_seconds: float) -> None:
+        """Ping; close the connection when nothing came for `silence_seconds`. Any thread.
+
+        Data that lies unread is a sign of life too: the reader may be busy with a long task.
+        """
+        now = time.monotonic()
+        sock = self._usable()
+        if self._pongs_seen >= self._pongs_awaited or wait.readable(sock, 0):
+            self._silent_since = now
+        elif now - self._silent_since > silence_seconds:
+            raise self._broken(f"no sign of life for {silence_seconds:.0f} s")
+        self._ping()
+
+    def _ping(self) -> int:
+        """Send PING; return how many PONGs will have been seen when it is answered."""
+        with self._io_lock:
+            self._pongs_awaited += 1
+            self._write(PING)
+            return self._pongs_awaited
 
     def is_alive(self) -> bool:
         """Read what lies there; False when the server has gone."""

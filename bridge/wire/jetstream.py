@@ -93,8 +93,10 @@ class JetStream:
         """Make all calls in one write. Raises the first JetStreamError."""
         calls = list(calls)
         replies = self.connection.request_many(
-            [(f"$JS.API.{name}", msgspec.json.encode(body) if body else b"", None)
-             for name, body in calls],
+            [
+                (f"$JS.API.{name}", msgspec.json.encode(body) if body else b"", None)
+                for name, body in calls
+            ],
             self.timeout,
         )
         answers = []

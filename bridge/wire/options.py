@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from bridge.errors import ConfigError
+from bridge.masking import mask_text
 
 DEFAULT_PORT = 4222
 _SCHEMES = {"nats", "tls"}
@@ -26,6 +27,16 @@ ENVIRONMENT = {
     "tls_key_file": "NATS_TLS_KEY_FILE",
     "tls_handshake_first": "NATS_TLS_HANDSHAKE_FIRST",
 }
+#: Fields that Celery's transport options may carry under the same names.
+TRANSPORT_OPTIONS = (
+    "token",
+    "nkey_seed_file",
+    "credentials_file",
+    "tls_ca_file",
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_handshake_first",
+)
 _TRUE = {"1", "true", "yes", "on"}
 
 
@@ -62,12 +73,13 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
         scheme = urlsplit(first).scheme
         parts = [urlsplit(first), *(urlsplit(_with_scheme(o, scheme)) for o in others)]
         try:
-            servers = tuple((part.hostname or "localhost", part.port or DEFAULT_PORT)
-                            for part in parts)
+            servers = tuple(
+                (part.hostname or "localhost", part.port or DEFAULT_PORT) for part in parts
+            )
         except ValueError as error:
-            raise ConfigError(f"not a NATS URL: {mask(url)} ({error})") from error
+            raise ConfigError(f"not a NATS URL: {mask_text(url)} ({error})") from error
         if any(part.scheme not in _SCHEMES for part in parts):
-            raise ConfigError(f"not a NATS URL: {mask(url)}; write nats://host:port or tls://…")
+            raise ConfigError(f"not a NATS URL: {mask_text(url)}; write nats://host:port or tls://…")
         fields: dict[str, Any] = _from_environment()
         fields.update(_login(parts[0].username, parts[0].password))
         fields["tls"] = scheme == "tls" or bool(fields.get("tls_ca_file"))
@@ -105,18 +117,3 @@ def _login(user: str | None, password: str | None) -> dict[str, str]:
         # NATS's own convention: a lone user part is a token.
         return {"token": unquote(user)}
     return {"user": unquote(user), "password": unquote(password)}
-
-
-def mask(url: str) -> str:
-    """Return `url` without passwords and tokens, for people to read."""
-    return ",".join(
-        f"{head}{scheme}***@{host}" if at else server
-        for server in url.split(",")
-        for head, scheme, rest in [_split_scheme(server)]
-        for _, at, host in [rest.rpartition("@")]
-    )
-
-
-def _split_scheme(server: str) -> tuple[str, str, str]:
-    head, separator, rest = server.rpartition("://")
-    return head, separator, rest

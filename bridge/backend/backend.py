@@ -1,0 +1,226 @@
+"""Celery result backend `nats://`: one message per task in a KV bucket with a TTL.
+
+``nats://[user:password@|token@]host[:4222][/vhost]`` or ``tls://…``. The options of
+`bridge.wire.options.TRANSPORT_OPTIONS` may stand in ``result_backend_transport_options``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from celery import states
+from celery.backends.asynchronous import AsyncBackendMixin
+from celery.backends.base import BaseKeyValueStoreBackend
+from kombu.exceptions import EncodeError
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.functional import retry_over_time
+
+from bridge.backend.waiter import ResultConsumer
+from bridge.errors import NatsConnectionError
+from bridge.masking import mask_text
+from bridge.names import Names, bucket_subject, escape
+from bridge.wire import Bucket, ConnectionPool, ConnectOptions, JetStream, PayloadTooLarge
+from bridge.wire.jetstream import WRONG_LAST_SEQUENCE, JetStreamError
+from bridge.wire.kv import ttl_headers
+from bridge.wire.options import TRANSPORT_OPTIONS
+
+T = TypeVar("T")
+_DEFAULT_URL = "nats://localhost:4222"
+#: A failure that does not fit into one message keeps this much of its text.
+_TRUNCATED_CHARACTERS = 10_000
+
+
+class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):  # type: ignore[misc]
+    """Results in the bucket `results`; thread-, greenlet- and fork-safe."""
+
+    ResultConsumer = ResultConsumer
+    supports_native_join = True
+    supports_autoexpire = True
+    persistent = True
+    implements_incr = True
+
+    #: A server that restarts is back within a minute; until then a finished task waits here.
+    retry_policy = {
+        "max_retries": 60,
+        "interval_start": 0.1,
+        "interval_step": 0.3,
+        "interval_max": 1,
+    }
+
+    def __init__(self, url: str | None = None, expires: Any = None, **kwargs: Any) -> None:
+        # Celery passes "nats" alone when the backend is named without a URL.
+        self.url = url if url and "://" in url else _DEFAULT_URL
+        super().__init__(url=self.url, **kwargs)
+        self.expires = self.prepare_expires(expires, type=int)
+        options = self.app.conf.get("result_backend_transport_options") or {}
+        self.connect_options = ConnectOptions.from_url(
+            self.url,
+            name="celery-results",
+            **{key: options[key] for key in TRANSPORT_OPTIONS if key in options},
+        )
+        names = Names(urlsplit(self.url.split(",")[-1]).path)
+        self._names = names
+        self._replicas = int(options.get("replicas", 1))
+        self.bucket_name = names.bucket("results")
+        self._pool = ConnectionPool(self.connect_options)
+        self._topology_known = False
+        self.result_consumer = self.ResultConsumer(
+            self, self.app, self.accept, self._pending_results, self._pending_messages
+        )
+
+    def as_uri(self, include_password: bool = False) -> str:
+        return self.url if include_password else mask_text(self.url)
+
+    def exception_safe_to_retry(self, exc: BaseException) -> bool:
+        return isinstance(exc, NatsConnectionError)
+
+    def result_subject(self, task_id: str) -> str:
+        """Return the subject a task's result is published to."""
+        return bucket_subject(self.bucket_name, self._key(self.get_key_for_task(task_id)))
+
+    @staticmethod
+    def _key(key: str | bytes) -> str:
+        return escape(bytes_to_str(key))
+
+    # -- the key-value store -----------------------------------------------------------
+
+    def _with_bucket(self, work: Callable[[Bucket, JetStream], T]) -> T:
+        """Run `work`, again when NATS was away. Raises NatsConnectionError in the end."""
+
+        def once() -> T:
+            with self._pool.connection() as connection:
+                js = JetStream(connection, timeout=5.0)
+                if not self._topology_known:
+                    js.ensure_topology(self._names, self._replicas)
+                    self._topology_known = True
+                return work(Bucket(js, self.bucket_name), js)
+
+        result: T = retry_over_time(once, (NatsConnectionError,), **self.retry_policy)
+        return result
+
+    def get(self, key: str | bytes) -> bytes | None:
+        return self._with_bucket(lambda bucket, _: bucket.get(self._key(key)))
+
+    def mget(self, keys: Iterable[str | bytes]) -> list[bytes | None]:
+        names = [self._key(key) for key in keys]
+
+        def work(bucket: Bucket, js: JetStream) -> list[bytes | None]:
+            subjects = [bucket.subject(name) for name in names]
+            messages = js.get_last_many(bucket.stream, subjects)
+            return [None if message is None else message.payload for message in messages]
+
+        return self._with_bucket(work)
+
+    def set(self, key: str | bytes, value: str | bytes) -> None:
+        data = value.encode() if isinstance(value, str) else value
+        self._with_bucket(lambda bucket, _: bucket.put(self._key(key), data, self._ttl))
+
+    @property
+    def _ttl(self) -> float | None:
+        return self.expires or None
+
+    def delete(self, key: str | bytes) -> None:
+        # A purge leaves nothing behind, a KV delete would leave its marker for ever.
+        def work(bucket: Bucket, js: JetStream) -> None:
+            js.api(f"STREAM.PURGE.{bucket.stream}", {"filter": bucket.subject(self._key(key))})
+
+        self._with_bucket(work)
+
+    def expire(self, key: str | bytes, value: float) -> None:
+        """Make a key expire `value` seconds from now; NATS has no way but to store it again."""
+
+        def work(bucket: Bucket, _: JetStream) -> None:
+            data = bucket.get(self._key(key))
+            if data is not None:
+                bucket.put(self._key(key), data, value or None)
+
+        self._with_bucket(work)
+
+    def incr(self, key: str | bytes) -> int:
+        """Add one to a counter and return it, exact under concurrency."""
+
+        def work(bucket: Bucket, js: JetStream) -> int:
+            subject = bucket.subject(self._key(key))
+            while True:
+                last = js.get_last(bucket.stream, subject)
+                value = int(last.payload) + 1 if last else 1
+                revision = last.headers["Nats-Sequence"] if last else "0"
+                headers = {
+                    "Nats-Expected-Last-Subject-Sequence": revision,
+                    **ttl_headers(self._ttl),
+                }
+                try:
+                    js.publish(subject, str(value).encode(), headers)
+                except JetStreamError as error:
+                    if error.err_code != WRONG_LAST_SEQUENCE:
+                        raise
+                else:
+                    return value
+
+        return self._with_bucket(work)
+
+    # -- results -----------------------------------------------------------------------
+
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Nothing: waiting starts in `get()`, which also sees what came before it."""
+
+    def on_result_fulfilled(self, result: Any) -> None:
+        self.result_consumer.cancel_for(result.id)
+
+    def _get_result_meta(
+        self, result: Any, state: str, traceback: Any, request: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        meta: dict[str, Any] = super()._get_result_meta(result, state, traceback, request, **kwargs)
+        if request:
+            # Few and small, so they are kept even where `result_extended` is off.
+            meta["name"] = getattr(request, "task", None)
+            meta["worker"] = getattr(request, "hostname", None)
+            meta["retries"] = getattr(request, "retries", None)
+            meta["started_epoch"] = getattr(request, "started_epoch", None)
+            meta["finished_epoch"] = time.time() if state in states.READY_STATES else None
+        return meta
+
+    def _store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: Any = None,
+        request: Any = None,
+        **_: Any,
+    ) -> Any:
+        """Store one state. Raises EncodeError for a result larger than NATS takes.
+
+        A success is never overwritten: a lost worker's late report must not undo it. Success
+        itself needs no look at what is there, which saves a round trip a task.
+        """
+        key = self.get_key_for_task(task_id)
+        meta = self._get_result_meta(result, state, traceback, request)
+        meta["task_id"] = bytes_to_str(task_id)
+        if state != states.SUCCESS and self._get_task_meta_for(task_id)["status"] == states.SUCCESS:
+            return result
+        try:
+            self.set(key, self.encode(meta))
+        except PayloadTooLarge as error:
+            if state not in states.EXCEPTION_STATES:
+                raise EncodeError(f"the result of task {task_id} is too large: {error}") from error
+            self.set(key, self.encode(_truncated(meta)))
+        return result
+
+
+def _truncated(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return a failure's meta with its texts cut to what surely fits."""
+    result = meta["result"]
+    if isinstance(result, dict) and "exc_message" in result:
+        text = str(result["exc_message"])[:_TRUNCATED_CHARACTERS]
+        result = {**result, "exc_message": [f"{text}… (cut)"]}
+    traceback = meta["traceback"]
+    return {
+        **{key: meta[key] for key in ("status", "task_id", "date_done", "worker") if key in meta},
+        "result": result,
+        "traceback": traceback and str(traceback)[-_TRUNCATED_CHARACTERS:],
+        "children": [],
+    }

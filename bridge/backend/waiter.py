@@ -1,0 +1,165 @@
+"""Wakes whoever waits in `AsyncResult.get()`: a subscription to the result, never a poll."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from celery import states
+from celery.backends.asynchronous import BaseResultConsumer
+
+from bridge.errors import NatsConnectionError
+from bridge.wire import Connection, Message
+from bridge.wire.jetstream import is_gone
+
+#: Pause between attempts to reach a server that is away.
+_RECONNECT_SECONDS = 0.5
+
+
+class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
+    """Subscribes to the subject a worker publishes the result to, then asks once for the result.
+
+    Both go out in one write on one connection, so no result falls between them, and both are
+    answered to the same callback. Any thread may add a task; one thread at a time reads.
+    """
+
+    _connection_errors = (NatsConnectionError,)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        self._connection: Connection | None = None
+        self._guard = threading.Lock()
+        self._arrived = threading.Condition()
+        self._reading = False
+        #: task id -> subscription
+        self._sids: dict[str, int] = {}
+        self._inbox: deque[Message] = deque()
+        self._cancelled: deque[str] = deque()
+
+    def on_after_fork(self) -> None:
+        self._reset()
+
+    def start(self, initial_task_id: str, **_: Any) -> None:
+        self.consume_from(initial_task_id)
+
+    def stop(self) -> None:
+        with self._guard:
+            connection, self._connection = self._connection, None
+            self._sids.clear()
+        if connection is not None:
+            connection.close()
+
+    def consume_from(self, task_id: str) -> None:
+        """Have `on_state_change` called with every state of a task from now on."""
+        with self._guard:
+            if task_id in self._sids:
+                return
+            self._sids[task_id] = 0
+            self._drop_cancelled()
+            try:
+                self._watch(self._open(), task_id)
+            except NatsConnectionError:
+                # drain_events connects again and watches everything in `_sids`.
+                self._close_broken()
+
+    def cancel_for(self, task_id: str) -> None:
+        """Stop watching. Called by the garbage collector at any point, so it only takes a note."""
+        self._cancelled.append(task_id)
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Pass on what came; wait up to `timeout` seconds for it. Raises TimeoutError."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._pass_on():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError("no result yet")
+            self._wait(left)
+
+    def _pass_on(self) -> bool:
+        passed = False
+        while self._inbox:
+            try:
+                message = self._inbox.popleft()
+            except IndexError:  # another thread was faster
+                break
+            passed = True
+            meta = self.backend.decode_result(message.payload)
+            self.on_state_change(meta, message)
+            if meta["status"] in states.READY_STATES:
+                self.cancel_for(meta["task_id"])
+        return passed
+
+    def _wait(self, timeout: float | None) -> None:
+        """Read once, or wait for the thread that reads."""
+        with self._arrived:
+            if self._reading:
+                self._arrived.wait(timeout)
+                return
+            self._reading = True
+        try:
+            self._read(timeout)
+        finally:
+            with self._arrived:
+                self._reading = False
+                self._arrived.notify_all()
+
+    def _read(self, timeout: float | None) -> None:
+        try:
+            with self._guard:
+                connection = self._open()
+                self._drop_cancelled()
+            connection.drain(timeout)
+        except NatsConnectionError:
+            with self._guard:
+                self._close_broken()
+            # Nobody signals that a server is back; the caller's own time limit still holds.
+            pause = _RECONNECT_SECONDS if timeout is None else min(timeout, _RECONNECT_SECONDS)
+            threading.Event().wait(pause)
+        except TimeoutError:
+            return
+
+    # -- under the guard ---------------------------------------------------------------
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            connection = Connection(self.backend.connect_options)
+            connection.connect()
+            self._connection = connection
+            for task_id in self._sids:
+                self._watch(connection, task_id)
+        return self._connection
+
+    def _watch(self, connection: Connection, task_id: str) -> None:
+        if self._sids.get(task_id):
+            return
+        bucket = self.backend.bucket_name
+        subject = self.backend.result_subject(task_id)
+        sid = connection.subscribe(subject, self._on_message)
+        inbox = connection.new_inbox()
+        connection.subscribe(inbox, self._on_message, max_messages=1)
+        connection.publish(f"$JS.API.DIRECT.GET.KV_{bucket}.{subject}", reply=inbox)
+        self._sids[task_id] = sid
+
+    def _on_message(self, message: Message) -> None:
+        if not is_gone(message):
+            self._inbox.append(message)
+
+    def _drop_cancelled(self) -> None:
+        while self._cancelled:
+            task_id = self._cancelled.popleft()
+            sid = self._sids.pop(task_id, 0)
+            if sid and self._connection is not None and self._connection.connected:
+                self._connection.unsubscribe(sid)
+
+    def _close_broken(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        self._sids = dict.fromkeys(self._sids, 0)

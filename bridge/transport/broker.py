@@ -1,0 +1,234 @@
+"""What kombu calls a connection: one NATS connection, its channels and their deliveries."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bridge.errors import NatsConnectionError
+from bridge.names import PRIORITIES, Names
+from bridge.transport.exchange import BindingTable
+from bridge.transport.keeper import Keeper
+from bridge.wire import Connection, ConnectOptions, JetStream
+
+if TYPE_CHECKING:
+    from bridge.transport.channel import Channel
+
+logger = logging.getLogger("nats")
+
+#: `drain_events` hands over at most this many messages a call, so that a long backlog cannot
+#: keep its caller from looking at anything else.
+_DRAIN_LIMIT = 100
+#: Longest uninterrupted wait, after which pulls are looked after.
+_MAX_WAIT_SECONDS = 1.0
+#: JetStream's own limit for waiting pulls is 512, and it cannot be raised later.
+_MAX_WAITING_PULLS = 16_384
+
+
+class BrokerConnection:
+    """One connection as kombu sees it. Times in seconds.
+
+    `ack_wait` is how long a delivery may go without a sign of life before JetStream gives it to
+    another worker; `timeout` bounds every request.
+    """
+
+    def __init__(
+        self,
+        options: ConnectOptions,
+        names: Names,
+        *,
+        ack_wait: float,
+        timeout: float,
+        replicas: int,
+    ) -> None:
+        self.client: Any = None
+        self.names = names
+        self.ack_wait = ack_wait
+        self.wire = Connection(options)
+        self.js = JetStream(self.wire, timeout)
+        self.wire.connect()
+        self.js.ensure_topology(names, replicas)
+        self.bindings = BindingTable(self.js, names)
+        self.exchange_types: dict[str, str] = {}
+        #: durable queues whose consumers are known to exist
+        self.durable_queues: set[str] = set()
+        self.channels: list[Channel] = []
+        self.keeper = Keeper(self.wire, self._unacked, ack_wait)
+        self._ready: list[tuple[int, int, Callable[[], None]]] = []
+        self._arrivals = 0
+        self._loop: Any = None
+        self._wake_reader = self._wake_writer = -1
+        self._acks: list[tuple[str, bytes]] = []
+
+    @property
+    def connected(self) -> bool:
+        return self.wire.connected
+
+    # -- channels ----------------------------------------------------------------------
+
+    def _unacked(self) -> Iterator[str]:
+        for channel in list(self.channels):
+            yield from channel.unacked_subjects()
+
+    def close(self) -> None:
+        """Give back what is not acknowledged, then close. Never raises on a broken connection."""
+        self.keeper.stop()
+        with contextlib.suppress(NatsConnectionError):
+            for channel in list(self.channels):
+                channel.close()
+            self.flush_acks()
+            # Closing a socket with unread data resets it, and could take our last words along.
+            self.wire.flush()
+        self.collect()
+
+    def collect(self) -> None:
+        """Drop everything without talking to the server."""
+        self.keeper.stop()
+        self._unregister()
+        self.channels.clear()
+        self._ready.clear()
+        self.wire.close()
+
+    # -- durable queues ----------------------------------------------------------------
+
+    def declare_queue(self, queue: str) -> int:
+        """Create the consumers of a durable queue; return how many messages wait in it."""
+        answers = self.js.api_many(self._consumer_config(queue, p) for p in PRIORITIES)
+        self.durable_queues.add(queue)
+        return sum(answer["num_pending"] for answer in answers)
+
+    def _consumer_config(self, queue: str, priority: int) -> tuple[str, dict[str, Any]]:
+        names = self.names
+        name, subject = names.consumer(queue, priority), names.task_subject(queue, priority)
+        config = {
+            "durable_name": name,
+            "filter_subject": subject,
+            "ack_policy": "explicit",
+            "ack_wait": int(self.ack_wait * 1e9),
+            # Prefetch is ours to keep, per worker; the server's limit is over all of them.
+            "max_ack_pending": -1,
+            "max_waiting": _MAX_WAITING_PULLS,
+            # A limit here would strand the message in the stream, not end it.
+            "max_deliver": -1,
+        }
+        endpoint = f"CONSUMER.CREATE.{names.task_stream}.{name}.{subject}"
+        return endpoint, {"stream_name": names.task_stream, "config": config}
+
+    def consumer_endpoints(self, verb: str, queue: str) -> list[tuple[str, None]]:
+        """Return the API calls INFO or DELETE of all consumers of a queue."""
+        stream, names = self.names.task_stream, self.names
+        return [(f"CONSUMER.{verb}.{stream}.{names.consumer(queue, p)}", None) for p in PRIORITIES]
+
+    # -- events ------------------------------------------------------------------------
+
+    def add_ready(self, priority: int, deliver: Callable[[], None]) -> None:
+        """Queue a callback that hands one message over; higher priorities come first."""
+        self._arrivals += 1
+        heapq.heappush(self._ready, (-priority, self._arrivals, deliver))
+
+    def _deliver(self, limit: int) -> int:
+        count = 0
+        while self._ready and count < limit:
+            _, _, deliver = heapq.heappop(self._ready)
+            count += 1
+            deliver()
+        return count
+
+    def _refill(self) -> bool:
+        """Ask for more; True while messages known to wait are on their way."""
+        return any([channel.refill() for channel in list(self.channels)])
+
+    def drain_events(self, timeout: float | None = None) -> None:
+        """Hand over what is there; wait up to `timeout` seconds (None: for ever) for the first.
+
+        Raises TimeoutError (socket.timeout) when nothing came, NatsConnectionError.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        delivered = self._deliver(_DRAIN_LIMIT)
+        while delivered < _DRAIN_LIMIT:
+            coming = self._refill()
+            if delivered and not coming:
+                return
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            wait = _MAX_WAIT_SECONDS if left is None else min(left, _MAX_WAIT_SECONDS)
+            if not self._read(wait) and left is not None and left <= wait:
+                if delivered:
+                    return
+                raise TimeoutError("timed out")
+            delivered += self._deliver(_DRAIN_LIMIT - delivered)
+
+    def _read(self, timeout: float) -> bool:
+        try:
+            self.wire.drain(timeout)
+        except NatsConnectionError:
+            raise
+        except TimeoutError:
+            return False
+        return True
+
+    def register_with_event_loop(self, loop: Any) -> None:
+        """Let Celery's hub read the socket; `tick` runs before each of its waits.
+
+        Tasks must reach Celery from a reader's callback: what is handed to the pool during
+        `on_tick` may miss the pool's own turn there and lie until the next event.
+        """
+        self._loop = loop
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+        loop.add_reader(self.wire.fileno(), self._on_readable)
+        loop.add_reader(self._wake_reader, self._on_woken)
+        loop.on_tick.add(self.tick)
+        if self._ready:
+            self._wake()
+
+    def _on_readable(self) -> None:
+        self._read(0)
+        self._deliver(_DRAIN_LIMIT)
+        if self._ready:
+            self._wake()
+
+    def _on_woken(self) -> None:
+        os.read(self._wake_reader, 4096)
+        self._on_readable()
+
+    def _wake(self) -> None:
+        # A request on this connection may have read deliveries along the way; the socket will
+        # not become readable for those again.
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self._wake_writer, b"w")
+
+    def _unregister(self) -> None:
+        if self._loop is None:
+            return
+        self._loop.on_tick.discard(self.tick)
+        self._loop.remove_reader(self._wake_reader)
+        os.close(self._wake_reader)
+        os.close(self._wake_writer)
+        self._loop = None
+
+    def tick(self) -> None:
+        """Send the acks of this round and ask for more. Raises NatsConnectionError."""
+        if not self.wire.connected:
+            self._unregister()
+            raise NatsConnectionError("the connection to NATS is closed")
+        self.flush_acks()
+        self._refill()
+        if self._ready:
+            self._wake()
+
+    def send_ack(self, subject: str, verdict: bytes) -> None:
+        """Send one acknowledgement; under the hub together with others of the same round."""
+        if self._loop is None:
+            self.wire.publish(subject, verdict)
+        else:
+            self._acks.append((subject, verdict))
+
+    def flush_acks(self) -> None:
+        if self._acks:
+            acks, self._acks = self._acks, []
+            self.wire.publish_many(acks)

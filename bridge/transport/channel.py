@@ -1,0 +1,494 @@
+"""An AMQP channel on NATS: the calls kombu makes, translated."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import count
+from typing import Any
+
+from amqp.exceptions import NotFound
+from amqp.protocol import queue_declare_ok_t
+from kombu.transport import base
+
+from bridge.names import DEFAULT_PRIORITY, MAX_PRIORITY
+from bridge.transport import delay
+from bridge.transport.broker import BrokerConnection
+from bridge.transport.exchange import Binding, table_rows
+from bridge.transport.headers import DELIVERY_COUNT, decode_message, encode_message
+from bridge.transport.pull import Delivery, QueuePull
+from bridge.transport.transient import TransientQueue
+from bridge.wire import Message as WireMessage
+from bridge.wire.jetstream import JetStreamError
+from bridge.wire.kv import ttl_headers
+
+ACK, NAK, TERM = b"+ACK", b"-NAK", b"+TERM"
+#: Control traffic overtakes tasks that wait in this process.
+_TRANSIENT_PRIORITY = MAX_PRIORITY + 1
+#: Credit of a channel whose prefetch is unlimited (AMQP: 0).
+_UNLIMITED_CREDIT = 1000
+_CONSUMER_NOT_FOUND = 10014
+
+_channel_ids = count(1)
+Properties = dict[str, Any]
+Consume = Callable[[WireMessage, Delivery | None], None]
+
+
+class RawMessage:
+    """A delivery on its way to kombu."""
+
+    __slots__ = ("delivery", "delivery_info", "delivery_tag", "wire")
+
+    def __init__(
+        self, wire: WireMessage, delivery: Delivery | None, tag: int, delivery_info: dict[str, Any]
+    ) -> None:
+        self.wire = wire
+        self.delivery = delivery
+        self.delivery_tag = tag
+        self.delivery_info = delivery_info
+
+
+class Message(base.Message):
+    """kombu's message, filled from NATS headers."""
+
+    def __init__(self, raw: RawMessage, channel: Channel) -> None:
+        headers, properties = decode_message(raw.wire.headers)
+        info = raw.delivery_info
+        info["exchange"] = properties.pop("exchange", info["exchange"])
+        info["routing_key"] = properties.pop("routing_key", info["routing_key"])
+        if "priority" in properties:
+            info["priority"] = properties["priority"]
+        if raw.delivery is not None and raw.delivery.num_delivered > 1:
+            headers[DELIVERY_COUNT] = raw.delivery.num_delivered - 1
+        properties["delivery_info"] = info
+        super().__init__(
+            body=raw.wire.payload,
+            channel=channel,
+            delivery_tag=raw.delivery_tag,
+            content_type=properties.get("content_type"),
+            content_encoding=properties.get("content_encoding"),
+            delivery_info=info,
+            properties=properties,
+            headers=headers,
+        )
+
+
+class Channel(base.StdChannel):
+    """One channel. Durable queues live in JetStream, all others in core NATS."""
+
+    Message = Message
+
+    def __init__(self, connection: BrokerConnection) -> None:
+        self.connection = connection
+        self.channel_id = next(_channel_ids)
+        self.closed = False
+        self.events: dict[str, set[Any]] = {"basic_return": set()}
+        self._prefetch = 0
+        self._tags = count(1)
+        #: delivery tag -> delivery and the queue it came from
+        self._unacked: dict[int, tuple[Delivery, str]] = {}
+        self._pulls: dict[str, QueuePull] = {}
+        #: consumer tag -> queue
+        self._consumers: dict[str, str] = {}
+        self._transient: dict[str, TransientQueue] = {}
+        connection.channels.append(self)
+
+    @property
+    def is_open(self) -> bool:
+        return not self.closed
+
+    def close(self) -> None:
+        """Cancel the consumers and give back what is not acknowledged, as AMQP does."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            for tag in list(self._consumers):
+                self.basic_cancel(tag)
+            self.basic_recover(requeue=True)
+            for queue in list(self._transient.values()):
+                queue.close()
+        finally:
+            if self in self.connection.channels:
+                self.connection.channels.remove(self)
+
+    # -- exchanges and queues ----------------------------------------------------------
+
+    def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
+        if exchange:
+            self.connection.exchange_types[exchange] = type
+
+    def exchange_delete(self, exchange: str, **_: Any) -> None:
+        self.connection.exchange_types.pop(exchange, None)
+        self.connection.bindings.remove_exchange(exchange)
+
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        **_: Any,
+    ) -> queue_declare_ok_t:
+        """Create a queue; return its name, waiting messages and consumers (0: not counted).
+
+        Raises amqp's NotFound where `passive` and there is none.
+        """
+        queue = queue or f"amq.gen-{uuid.uuid4()}"
+        if queue in self._transient:
+            return queue_declare_ok_t(queue, len(self._transient[queue].messages), 0)
+        if passive:
+            return queue_declare_ok_t(queue, self._waiting(queue), 0)
+        if durable and not auto_delete and not exclusive:
+            return queue_declare_ok_t(queue, self.connection.declare_queue(queue), 0)
+        self._transient[queue] = TransientQueue(
+            self.connection.wire, self.connection.names, queue, auto_delete=auto_delete
+        )
+        return queue_declare_ok_t(queue, 0, 0)
+
+    def _waiting(self, queue: str) -> int:
+        try:
+            infos = self.connection.js.api_many(self.connection.consumer_endpoints("INFO", queue))
+        except JetStreamError as error:
+            if error.err_code != _CONSUMER_NOT_FOUND:
+                raise
+            raise NotFound(f"no queue {queue!r}", (50, 10), "Queue.declare") from error
+        return sum(info["num_pending"] for info in infos)
+
+    def queue_bind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
+        if not exchange:
+            return
+        exchange_type = self._exchange_type(exchange)
+        if queue in self._transient:
+            self._transient[queue].bind(exchange, exchange_type, routing_key)
+        else:
+            self.connection.bindings.add(Binding(exchange, exchange_type, queue, routing_key))
+
+    def _exchange_type(self, exchange: str) -> str:
+        known = self.connection.exchange_types.get(exchange)
+        if known is None:
+            bindings = self.connection.bindings.for_exchange(exchange)
+            known = bindings[0].exchange_type if bindings else "direct"
+        return known
+
+    def queue_unbind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
+        if queue in self._transient:
+            self._transient[queue].unbind(exchange, routing_key)
+        else:
+            self.connection.bindings.remove(queue=queue, exchange=exchange, key=routing_key)
+
+    def queue_purge(self, queue: str, **_: Any) -> int:
+        """Remove the messages that wait; return how many. What is in flight goes too."""
+        if queue in self._transient:
+            purged = len(self._transient[queue].messages)
+            self._transient[queue].messages.clear()
+            return purged
+        return self._purge(self.connection.names.queue_subjects(queue))
+
+    def _purge(self, subjects: str) -> int:
+        answer = self.connection.js.api(
+            f"STREAM.PURGE.{self.connection.names.task_stream}", {"filter": subjects}
+        )
+        return int(answer["purged"])
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any
+    ) -> int:
+        """Remove a queue with its messages, scheduled ones too; return how many waited."""
+        transient = self._transient.pop(queue, None)
+        if transient is not None:
+            transient.close()
+            return len(transient.messages)
+        connection = self.connection
+        if if_empty and self._waiting(queue):
+            return 0
+        purged = self.queue_purge(queue)
+        self._purge(connection.names.queue_schedules(queue))
+        connection.bindings.remove(queue=queue)
+        connection.durable_queues.discard(queue)
+        for call in connection.consumer_endpoints("DELETE", queue):
+            try:
+                connection.js.api_many([call])
+            except JetStreamError as error:
+                if error.err_code != _CONSUMER_NOT_FOUND:
+                    raise
+        return purged
+
+    def after_reply_message_received(self, queue: str) -> None:
+        self.queue_delete(queue)
+
+    def get_bindings(self) -> Iterator[tuple[str, str, str]]:
+        raise NotImplementedError("ask the `bindings` bucket")
+
+    def get_table(self, exchange: str) -> list[tuple[Any, ...]]:
+        return table_rows(self.connection.bindings.for_exchange(exchange))
+
+    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
+        return base.to_rabbitmq_queue_arguments(arguments, **kwargs)
+
+    # -- publishing --------------------------------------------------------------------
+
+    def prepare_message(
+        self,
+        body: str | bytes,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        properties: Mapping[str, Any] | None = None,
+    ) -> tuple[str | bytes, Mapping[str, Any], Properties]:
+        """Return body, headers and properties, what `basic_publish` takes as a message."""
+        return (
+            body,
+            headers or {},
+            {
+                **(properties or {}),
+                "priority": priority,
+                "content_type": content_type,
+                "content_encoding": content_encoding,
+            },
+        )
+
+    def basic_publish(
+        self,
+        message: tuple[str | bytes, Mapping[str, Any], Properties],
+        exchange: str = "",
+        routing_key: str = "",
+        **_: Any,
+    ) -> None:
+        """Send a message to every queue it belongs to; durable ones have stored it on return.
+
+        A message that belongs to no queue is dropped, as AMQP drops it. Raises
+        bridge.wire.PayloadTooLarge, JetStreamError, NatsConnectionError.
+        """
+        body, headers, properties = message
+        routing_key = routing_key or ""
+        if not exchange and self._is_durable(routing_key):
+            fields, payload = encode_message(body, headers=headers, properties=properties)
+            self._store(routing_key, headers, properties, fields, payload)
+            return
+        properties = {**properties, "exchange": exchange, "routing_key": routing_key}
+        fields, payload = encode_message(body, headers=headers, properties=properties)
+        if exchange:
+            for queue in self.connection.bindings.queues_for(exchange, routing_key):
+                self._store(queue, headers, properties, fields, payload)
+        self.connection.wire.publish(
+            self.connection.names.exchange_subject(exchange, routing_key), payload, fields
+        )
+
+    def _is_durable(self, queue: str) -> bool:
+        if queue in self.connection.durable_queues:
+            return True
+        try:
+            self._waiting(queue)
+        except NotFound:
+            return False
+        self.connection.durable_queues.add(queue)
+        return True
+
+    def _store(
+        self,
+        queue: str,
+        headers: Mapping[str, Any],
+        properties: Properties,
+        fields: dict[str, str],
+        payload: bytes,
+    ) -> None:
+        names = self.connection.names
+        subject = names.task_subject(queue, level_of(properties.get("priority")))
+        due = delay.due_time(headers, datetime.now(UTC)) if "task" in headers else None
+        ttl = ttl_headers(_ttl_seconds(properties.get("expiration")))
+        if due is not None:
+            fields = {**fields, **delay.schedule_headers(due, subject)}
+            if ttl:
+                fields["Nats-Schedule-TTL"] = ttl["Nats-TTL"]
+            subject = names.schedule_subject(queue, str(headers.get("id", "")), delay.nonce())
+        else:
+            fields = {**fields, **ttl}
+        self.connection.js.publish(subject, payload, fields)
+
+    # -- consuming ---------------------------------------------------------------------
+
+    def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool = False) -> None:
+        """Allow `prefetch_count` unacknowledged messages on this channel; 0 is no limit."""
+        self._prefetch = prefetch_count
+
+    def basic_consume(
+        self,
+        queue: str,
+        no_ack: bool = False,
+        consumer_tag: str = "",
+        callback: Callable[[RawMessage], None] | None = None,
+        **_: Any,
+    ) -> str:
+        assert callback is not None
+        tag = consumer_tag or f"amq.ctag-{uuid.uuid4()}"
+        self._consumers[tag] = queue
+        consume = self._consumer(queue, tag, no_ack, callback)
+        transient = self._transient.get(queue)
+        if transient is not None:
+            transient.consume(lambda message: consume(message, None))
+            return tag
+        if queue not in self.connection.durable_queues:
+            self.connection.declare_queue(queue)
+        self.connection.keeper.start()
+        self._pulls[queue] = QueuePull(
+            self.connection.wire,
+            self.connection.names,
+            queue,
+            credit=self._credit,
+            on_delivery=lambda delivery: self._on_delivery(queue, delivery, consume),
+        )
+        self.refill()
+        return tag
+
+    def _consumer(
+        self, queue: str, tag: str, no_ack: bool, callback: Callable[[RawMessage], None]
+    ) -> Consume:
+        def consume(message: WireMessage, delivery: Delivery | None) -> None:
+            raw = self._raw(queue, message, delivery, tag)
+
+            def deliver() -> None:
+                if tag not in self._consumers:
+                    # Cancelled while the message waited here: it is not for this consumer.
+                    if delivery is not None:
+                        self.basic_reject(raw.delivery_tag, requeue=True)
+                    return
+                if no_ack and delivery is not None:
+                    self.basic_ack(raw.delivery_tag)
+                callback(raw)
+
+            priority = _TRANSIENT_PRIORITY if delivery is None else _level_in(message.subject)
+            self.connection.add_ready(priority, deliver)
+
+        return consume
+
+    def _raw(
+        self, queue: str, message: WireMessage, delivery: Delivery | None, consumer_tag: str
+    ) -> RawMessage:
+        tag = next(self._tags)
+        if delivery is not None:
+            self._unacked[tag] = (delivery, queue)
+        info = {
+            "exchange": "",
+            "routing_key": queue,
+            "redelivered": delivery is not None and delivery.num_delivered > 1,
+            "consumer_tag": consumer_tag,
+            "delivery_tag": tag,
+        }
+        return RawMessage(message, delivery, tag, info)
+
+    def _on_delivery(self, queue: str, delivery: Delivery, consume: Consume) -> bool:
+        if self._prefetch and len(self._unacked) >= self._prefetch:
+            # Came by a watch of a lower or higher priority: another worker may have a free slot.
+            self.connection.send_ack(delivery.ack_subject, NAK)
+            return False
+        consume(delivery.message, delivery)
+        return True
+
+    def _credit(self) -> int:
+        fetching = sum(pull.fetching for pull in self._pulls.values())
+        limit = self._prefetch or _UNLIMITED_CREDIT
+        return limit - len(self._unacked) - fetching
+
+    def refill(self) -> bool:
+        """Ask the server for more; True while messages known to wait are on their way."""
+        for pull in list(self._pulls.values()):
+            if pull.consumer_missing:
+                pull.consumer_missing = False
+                self.connection.declare_queue(pull.queue)
+            pull.refill()
+        return any(pull.fetching for pull in self._pulls.values())
+
+    def basic_cancel(self, consumer_tag: str, **_: Any) -> None:
+        queue = self._consumers.pop(consumer_tag, None)
+        if queue is None:
+            return
+        pull = self._pulls.pop(queue, None)
+        if pull is not None:
+            pull.stop()
+        transient = self._transient.get(queue)
+        if transient is not None:
+            transient.on_message = None
+            if transient.auto_delete:
+                self.queue_delete(queue)
+
+    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> RawMessage | None:
+        """Take one message, the highest priority first; None where there is none."""
+        transient = self._transient.get(queue)
+        if transient is not None:
+            return (
+                self._raw(queue, transient.messages.popleft(), None, "")
+                if transient.messages
+                else None
+            )
+        delivery = self._fetch_one(queue)
+        if delivery is None:
+            return None
+        self.connection.keeper.start()
+        raw = self._raw(queue, delivery.message, delivery, "")
+        if no_ack:
+            self.basic_ack(raw.delivery_tag)
+        return raw
+
+    def _fetch_one(self, queue: str) -> Delivery | None:
+        names, wire = self.connection.names, self.connection.wire
+        for endpoint, _ in self.connection.consumer_endpoints("MSG.NEXT", queue):
+            [message] = wire.collect(
+                f"$JS.API.{endpoint}", b'{"batch":1,"no_wait":true}', lambda _: True
+            )
+            if message.status is None:
+                return Delivery(message)
+            if message.status == 503:
+                raise NotFound(f"no queue {queue!r} in {names.vhost}", (60, 70), "Basic.get")
+        return None
+
+    def message_to_python(self, raw_message: RawMessage) -> Message:
+        return self.Message(raw_message, self)
+
+    # -- acknowledging -----------------------------------------------------------------
+
+    def unacked_subjects(self) -> list[str]:
+        """Return the ack subjects of everything this channel holds. Any thread."""
+        return [delivery.ack_subject for delivery, _ in list(self._unacked.values())]
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False, **_: Any) -> None:
+        self._settle(delivery_tag, ACK, multiple)
+
+    def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
+        self._settle(delivery_tag, NAK if requeue else TERM)
+
+    def basic_recover(self, requeue: bool = True) -> None:
+        """Give back everything unacknowledged."""
+        for tag in list(self._unacked):
+            self._settle(tag, NAK)
+
+    def _settle(self, delivery_tag: int, verdict: bytes, multiple: bool = False) -> None:
+        tags = [t for t in list(self._unacked) if t <= delivery_tag] if multiple else [delivery_tag]
+        for tag in tags:
+            held = self._unacked.pop(tag, None)
+            if held is None:
+                continue
+            delivery, queue = held
+            self.connection.send_ack(delivery.ack_subject, verdict)
+            pull = self._pulls.get(queue)
+            if verdict is NAK and pull is not None:
+                pull.on_requeue(_level_in(delivery.message.subject))
+
+
+def level_of(priority: int | None) -> int:
+    """Return the priority a message is stored under (ADR 0003)."""
+    if priority is None:
+        return DEFAULT_PRIORITY
+    return max(0, min(MAX_PRIORITY, int(priority)))
+
+
+def _level_in(subject: str) -> int:
+    return int(subject.rsplit(".", 1)[1])
+
+
+def _ttl_seconds(expiration: str | float | None) -> float | None:
+    # kombu turns seconds into AMQP's string of milliseconds.
+    return None if expiration is None else int(expiration) / 1000

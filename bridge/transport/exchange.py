@@ -1,0 +1,123 @@
+"""Exchanges: which durable queues a message goes to, told through a KV bucket.
+
+Transient queues need no entry here: they listen on the exchange's core subject themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bridge.names import Names, escape, unescape
+from bridge.wire import Bucket, JetStream, KeyExists, Message
+from bridge.wire.jetstream import is_gone
+
+
+class Binding(msgspec.Struct, frozen=True):
+    """Bucket `bindings`: messages of an exchange with a matching key go to a durable queue."""
+
+    exchange: str
+    exchange_type: str
+    queue: str
+    binding_key: str
+
+    def matches(self, routing_key: str) -> bool:
+        return key_matches(self.exchange_type, self.binding_key, routing_key)
+
+    @property
+    def bucket_key(self) -> str:
+        return f"{escape(self.exchange)}.{escape(self.queue)}.{escape(self.binding_key)}"
+
+
+def key_matches(exchange_type: str, binding_key: str, routing_key: str) -> bool:
+    """True when an exchange of this type hands a message with `routing_key` to the binding."""
+    if exchange_type == "fanout":
+        return True
+    if exchange_type == "topic":
+        return _topic_matches(binding_key.split("."), routing_key.split("."))
+    return binding_key == routing_key
+
+
+def _topic_matches(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    head, rest = pattern[0], pattern[1:]
+    if head == "#":
+        return any(_topic_matches(rest, words[skip:]) for skip in range(len(words) + 1))
+    return bool(words) and head in ("*", words[0]) and _topic_matches(rest, words[1:])
+
+
+class BindingTable:
+    """The durable bindings of a virtual host, kept current while the connection is read."""
+
+    def __init__(self, js: JetStream, names: Names) -> None:
+        self._js = js
+        self._bucket = Bucket(js, names.bucket("bindings"))
+        self._bindings: dict[str, Binding] | None = None
+
+    def _loaded(self) -> dict[str, Binding]:
+        if self._bindings is None:
+            # Subscribe first, so that nothing changes unseen between the two.
+            self._js.connection.subscribe(self._bucket.subject(">"), self._on_change)
+            self._bindings = {}
+            self._bindings.update(
+                (key, _decode(value)) for key, value in self._bucket.items().items()
+            )
+        return self._bindings
+
+    def _on_change(self, message: Message) -> None:
+        key = message.subject.removeprefix(self._bucket.subject(""))
+        bindings = self._bindings
+        assert bindings is not None
+        if is_gone(message):
+            bindings.pop(key, None)
+        else:
+            bindings[key] = _decode(message.payload)
+
+    def queues_for(self, exchange: str, routing_key: str) -> set[str]:
+        """Return the durable queues a message goes to, each once."""
+        return {
+            binding.queue
+            for binding in self._loaded().values()
+            if binding.exchange == exchange and binding.matches(routing_key)
+        }
+
+    def add(self, binding: Binding) -> None:
+        if self._loaded().get(binding.bucket_key) == binding:
+            return
+        try:
+            self._bucket.create(binding.bucket_key, msgspec.json.encode(binding))
+        except KeyExists:
+            # Another process was first, or the exchange changed its type.
+            self._bucket.put(binding.bucket_key, msgspec.json.encode(binding))
+        self._loaded()[binding.bucket_key] = binding
+
+    def remove(self, *, queue: str, exchange: str | None = None, key: str | None = None) -> None:
+        """Remove a queue's bindings, all of them or those to one exchange and key."""
+        for name, binding in list(self._loaded().items()):
+            if (
+                binding.queue == queue
+                and exchange in (None, binding.exchange)
+                and key in (None, binding.binding_key)
+            ):
+                self._bucket.delete(name)
+                self._loaded().pop(name, None)
+
+    def remove_exchange(self, exchange: str) -> None:
+        for name in list(self._loaded()):
+            if unescape(name.split(".")[0]) == exchange:
+                self._bucket.delete(name)
+                self._loaded().pop(name, None)
+
+    def for_exchange(self, exchange: str) -> list[Binding]:
+        return [b for b in self._loaded().values() if b.exchange == exchange]
+
+
+def _decode(value: bytes) -> Binding:
+    return msgspec.json.decode(value, type=Binding)
+
+
+def table_rows(bindings: list[Binding]) -> list[tuple[Any, ...]]:
+    """Return routing key, pattern and queue, kombu's form of a routing table."""
+    return [(b.binding_key, None, b.queue) for b in bindings]

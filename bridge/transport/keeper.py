@@ -1,0 +1,60 @@
+"""Keeps unacknowledged deliveries ours, and notices a peer that fell silent.
+
+A thread of its own, since a blocked worker (solo pool, long callback) must not lose its lease.
+JetStream gives a delivery to somebody else `ack_wait` after the last sign of life for it, so a
+dead worker's tasks come back in that time and a living one's never.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+from bridge.errors import NatsConnectionError
+from bridge.wire import Connection
+
+logger = logging.getLogger("nats")
+
+IN_PROGRESS = b"+WPI"
+#: A server that has not answered a PING for this long is gone.
+SILENCE_SECONDS = 10.0
+
+
+class Keeper:
+    """Sends in-progress for everything `unacked()` returns, three times per `ack_wait`."""
+
+    def __init__(
+        self, connection: Connection, unacked: Callable[[], Iterable[str]], ack_wait_seconds: float
+    ) -> None:
+        self._connection = connection
+        self._unacked = unacked
+        self._keep_seconds = ack_wait_seconds / 3
+        self._stopped = threading.Event()
+        self._pid = 0
+
+    def start(self) -> None:
+        """Start the thread, once per process."""
+        if self._pid == os.getpid():
+            return
+        self._pid = os.getpid()
+        threading.Thread(target=self._run, name="nats-keeper", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _run(self) -> None:
+        interval = min(self._keep_seconds, SILENCE_SECONDS / 2)
+        keep_at = time.monotonic() + self._keep_seconds
+        while not self._stopped.wait(interval):
+            try:
+                if time.monotonic() >= keep_at:
+                    keep_at = time.monotonic() + self._keep_seconds
+                    self._connection.publish_many((s, IN_PROGRESS) for s in self._unacked())
+                self._connection.check_peer(SILENCE_SECONDS)
+            except NatsConnectionError as error:
+                # The reader of the connection sees the same and reports it to Celery.
+                logger.warning("keeper stops: %s", error)
+                return

@@ -1,0 +1,167 @@
+"""Takes messages of one durable queue from its consumers, as many as there is credit for.
+
+Each priority has a JetStream consumer of its own (ADR 0003). A pull on every one of them lies
+open at the server, so a message of any priority arrives at once; the reply subject of each
+delivery tells how many more wait behind it, and nothing is asked of a lower priority while a
+higher one is known to have some. Who never sets a priority uses one consumer; the other pulls
+are one small request each every PULL_EXPIRES_SECONDS.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from bridge.names import PRIORITIES, Names
+from bridge.wire import Connection, Message
+
+logger = logging.getLogger("nats")
+
+#: The server ends an open pull after this long, and we open the next.
+PULL_EXPIRES_SECONDS = 20.0
+#: A pull the server has not ended this long after its time was lost (leader change, restart).
+_OVERDUE_SECONDS = 5.0
+#: Wait this long before asking again after an error, such as a deleted consumer.
+_ERROR_PAUSE_SECONDS = 1.0
+_WATCH = b'{"batch":1,"expires":%d}' % int(PULL_EXPIRES_SECONDS * 1e9)
+#: One pull asks for at most this many messages, however large the prefetch.
+MAX_BATCH = 256
+
+
+class Delivery:
+    """One message as JetStream delivered it, with what the reply subject says about it."""
+
+    __slots__ = ("ack_subject", "message", "num_delivered", "num_pending", "stream_seq")
+
+    def __init__(self, message: Message) -> None:
+        self.message = message
+        self.ack_subject = message.reply
+        tokens = message.reply.split(".")
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
+        # or with domain and account hash in front of the stream (ADR-15 of NATS).
+        first = 4 if len(tokens) == 9 else 6
+        self.num_delivered = int(tokens[first])
+        self.stream_seq = int(tokens[first + 1])
+        self.num_pending = int(tokens[first + 4])
+
+
+class _Level:
+    """One priority: the pull that lies open at the server and what is known to wait."""
+
+    __slots__ = ("asked", "deadline", "fetching", "num_pending")
+
+    def __init__(self) -> None:
+        #: messages the open pull may still bring
+        self.asked = 0
+        #: the open pull takes what is there and ends, instead of waiting for the next message
+        self.fetching = False
+        self.deadline = 0.0
+        #: None: not known
+        self.num_pending: int | None = None
+
+
+class QueuePull:
+    """The open pulls of one queue. `credit()` says how many more messages may come.
+
+    A level known to be dry is watched: a pull for one message waits there. Any other is fetched
+    from, and until that is settled nothing is asked of the levels below it.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        names: Names,
+        queue: str,
+        *,
+        credit: Callable[[], int],
+        on_delivery: Callable[[Delivery], bool],
+    ) -> None:
+        """`on_delivery` returns False for a message it gave back."""
+        self.queue = queue
+        self._connection = connection
+        self._credit = credit
+        self._on_delivery = on_delivery
+        self._levels = {priority: _Level() for priority in PRIORITIES}
+        self._endpoints = {
+            priority: f"$JS.API.CONSUMER.MSG.NEXT.{names.task_stream}."
+            f"{names.consumer(queue, priority)}"
+            for priority in PRIORITIES
+        }
+        self._inbox = connection.new_inbox()
+        self._sid = connection.subscribe(f"{self._inbox}.*", self._on_message)
+        self._paused_until = 0.0
+        #: the server no longer knows a consumer: declare the queue before the next pull
+        self.consumer_missing = False
+
+    @property
+    def fetching(self) -> int:
+        """Messages that fetches may still bring; they will be there or not within a round trip."""
+        return sum(level.asked for level in self._levels.values() if level.fetching)
+
+    def refill(self) -> None:
+        """Ask for what there is credit for, the highest priority first."""
+        now = time.monotonic()
+        if now < self._paused_until:
+            return
+        for priority, level in self._levels.items():
+            if level.asked and now > level.deadline:
+                level.asked = 0
+                level.fetching = False
+            if level.num_pending == 0 and not level.fetching:
+                if not level.asked and self._credit() > 0:
+                    self._pull(priority, level, 1, now, fetch=False)
+                continue
+            free = self._credit()
+            if not level.asked and free > 0:
+                self._pull(priority, level, min(free, level.num_pending or free), now, fetch=True)
+            return
+
+    def _pull(self, priority: int, level: _Level, count: int, now: float, *, fetch: bool) -> None:
+        level.asked = min(count, MAX_BATCH)
+        level.fetching = fetch
+        level.deadline = now + PULL_EXPIRES_SECONDS + _OVERDUE_SECONDS
+        request = b'{"batch":%d,"no_wait":true}' % level.asked if fetch else _WATCH
+        self._connection.publish(
+            self._endpoints[priority], request, reply=f"{self._inbox}.{priority}"
+        )
+
+    def _on_message(self, message: Message) -> None:
+        # The subject ends in the priority, be it the queue's or our inbox.
+        level = self._levels[int(message.subject.rsplit(".", 1)[1])]
+        if message.status is not None:
+            self._on_status(message, level)
+            return
+        delivery = Delivery(message)
+        level.asked = max(0, level.asked - 1)
+        level.fetching = level.fetching and level.asked > 0
+        level.num_pending = delivery.num_pending
+        if not self._on_delivery(delivery):
+            level.num_pending = None
+
+    def on_requeue(self, priority: int) -> None:
+        """One of our deliveries went back: there is something to fetch again."""
+        self._levels[priority].num_pending = None
+
+    def _on_status(self, message: Message, level: _Level) -> None:
+        status = message.status
+        if status == 100:  # heartbeat
+            return
+        level.asked = 0
+        level.fetching = False
+        level.num_pending = 0
+        if status in {404, 408}:  # nothing there, time is up
+            return
+        self._paused_until = time.monotonic() + _ERROR_PAUSE_SECONDS
+        if status == 503 or "Consumer Deleted" in message.description:
+            self.consumer_missing = True
+        logger.warning(
+            "pull on queue %s ended: %s %s",
+            self.queue,
+            status,
+            message.description or "no such consumer",
+        )
+
+    def stop(self) -> None:
+        """End the pulls. Deliveries already on their way still reach `on_delivery`."""
+        self._connection.unsubscribe_and_flush(self._sid)

@@ -1,0 +1,134 @@
+"""kombu transport `nats://`.
+
+Features
+========
+* Type: native, one socket, asynchronous under Celery's hub
+* Supports direct, topic and fanout exchanges, priorities 0-9 (higher first), per-message TTL,
+  delayed delivery in the server (`eta`, `countdown`)
+
+Connection String
+=================
+``nats://[user:password@|token@]host[:4222][/vhost]``, ``tls://…`` for TLS; several, separated by
+``;``, are tried in turn.
+
+Transport Options
+=================
+* ``ack_wait``: seconds a silent worker keeps its deliveries (30)
+* ``timeout``: seconds a request may take (5)
+* ``replicas``: copies of each stream this transport creates (1)
+* ``token``, ``nkey_seed_file``, ``credentials_file``, ``tls_ca_file``, ``tls_cert_file``,
+  ``tls_key_file``, ``tls_handshake_first``: see `bridge.wire.ConnectOptions`
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from amqp.exceptions import ChannelError
+from kombu.transport import base
+
+from bridge.errors import NatsConnectionError
+from bridge.names import DEFAULT_VHOST, Names
+from bridge.transport.broker import BrokerConnection
+from bridge.transport.channel import Channel
+from bridge.wire import ConnectOptions, PayloadTooLarge
+from bridge.wire.jetstream import JetStreamError
+from bridge.wire.options import DEFAULT_PORT, TRANSPORT_OPTIONS
+
+ACK_WAIT_SECONDS = 30.0
+TIMEOUT_SECONDS = 5.0
+#: Celery's `broker_use_ssl` -> ConnectOptions
+_SSL_OPTIONS = {"ca_certs": "tls_ca_file", "certfile": "tls_cert_file", "keyfile": "tls_key_file"}
+
+
+class Transport(base.Transport):
+    """What kombu and Celery ask of a broker; see the module for options."""
+
+    driver_type = "nats"
+    driver_name = "celery-nats-bridge"
+    default_port = DEFAULT_PORT
+    scheme = "nats"
+
+    connection_errors = (NatsConnectionError, OSError)
+    channel_errors = (ChannelError, JetStreamError, PayloadTooLarge)
+    recoverable_connection_errors = (NatsConnectionError, OSError)
+    recoverable_channel_errors = ()
+
+    implements = base.Transport.implements.extend(
+        asynchronous=True,
+        exchange_type=frozenset({"direct", "topic", "fanout"}),
+        heartbeats=False,
+    )
+
+    @property
+    def default_connection_params(self) -> dict[str, Any]:
+        return {"hostname": "localhost", "port": DEFAULT_PORT, "virtual_host": DEFAULT_VHOST}
+
+    def driver_version(self) -> str:
+        return "1.0.0"
+
+    def establish_connection(self) -> BrokerConnection:
+        """Connect and make sure the streams are there. Raises NatsConnectionError."""
+        client, options = self.client, self.client.transport_options or {}
+        connection = BrokerConnection(
+            self._connect_options(),
+            Names(client.virtual_host or DEFAULT_VHOST),
+            ack_wait=float(
+                options.get("ack_wait") or os.environ.get("ACK_WAIT_SECONDS") or ACK_WAIT_SECONDS
+            ),
+            timeout=float(options.get("timeout") or TIMEOUT_SECONDS),
+            replicas=int(options.get("replicas") or os.environ.get("NATS_REPLICAS") or 1),
+        )
+        connection.client = client
+        return connection
+
+    def _connect_options(self) -> ConnectOptions:
+        client, options = self.client, self.client.transport_options or {}
+        given: dict[str, Any] = {key: options[key] for key in TRANSPORT_OPTIONS if key in options}
+        password = client.password() if callable(client.password) else client.password
+        if client.userid and password is None:
+            given["token"] = client.userid
+        elif client.userid:
+            given.update(user=client.userid, password=password)
+        if client.ssl:
+            given["tls"] = True
+            if isinstance(client.ssl, dict):
+                given.update(
+                    (field, client.ssl[key])
+                    for key, field in _SSL_OPTIONS.items()
+                    if key in client.ssl
+                )
+        if client.connect_timeout:
+            given["connect_timeout"] = float(client.connect_timeout)
+        host, port = client.hostname or "localhost", client.port or DEFAULT_PORT
+        return ConnectOptions.from_url(f"{self.scheme}://{host}:{port}", name="celery", **given)
+
+    def close_connection(self, connection: BrokerConnection) -> None:
+        connection.client = None
+        connection.close()
+
+    def create_channel(self, connection: BrokerConnection) -> Channel:
+        return Channel(connection)
+
+    def close_channel(self, connection: BrokerConnection) -> None:
+        """Channels close themselves; kombu asks this only of virtual transports."""
+
+    def drain_events(self, connection: BrokerConnection, timeout: float | None = None) -> None:
+        connection.drain_events(timeout)
+
+    def verify_connection(self, connection: BrokerConnection) -> bool:
+        return connection.connected
+
+    def register_with_event_loop(self, connection: BrokerConnection, loop: Any) -> None:
+        connection.register_with_event_loop(loop)
+
+    def _collect(self, connection: BrokerConnection | None) -> None:
+        if connection is not None:
+            connection.collect()
+
+
+class TlsTransport(Transport):
+    """`tls://`, NATS's own scheme for TLS."""
+
+    scheme = "tls"
