@@ -86,7 +86,7 @@ def _commands(settings: Settings) -> str:
         "",
         "Ready. Try:",
         f"  {submit}",
-        f"  curl{key} {base}/api/v1/tasks/TASK_ID?wait=10",
+        f"  curl{key} '{base}/api/v1/tasks/TASK_ID?wait=10'",
         f"  curl{key} {base}/api/v1/status",
         f"  curl{key} {base}/api/v1/workers/status",
         f"API described at {base}/docs",
