@@ -81,6 +81,13 @@ class RunningService:
         envelope: dict[str, Any] = json.loads(answer)
         return envelope
 
+    def wait_for_log(self, text: str) -> None:
+        """Wait until a log line holds `text`."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while text not in self.log.read_text():
+            assert time.monotonic() < deadline, f"no {text!r} in the log"
+            time.sleep(0.02)
+
     def processes(self) -> list[psutil.Process]:
         """Return `up` and everything below it."""
         assert self._process is not None
