@@ -19,6 +19,7 @@ from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
 from config.settings import Settings
 
 _RETRY_SECONDS = 1.0
+_FAULT_SECONDS = 10.0
 
 log = get_logger("bridge.controller")
 
@@ -46,18 +47,24 @@ class Controller:
         if not await self._nats_is_ready(stop):
             return
         observed = asyncio.Event()
-        collecting = asyncio.create_task(self._collector.run(observed))
-        stopping = asyncio.create_task(stop.wait())
+        collecting = asyncio.create_task(self._collect(observed))
         try:
             await self._fleet.set_target(self._settings.worker_count)
-            # The collector ends by itself only through a fault: that must not go unseen.
-            await asyncio.wait({collecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            await stop.wait()
         finally:
-            stopping.cancel()
             await self._stop_fleet(hurry)
             observed.set()
             await collecting
         log.info("controller stopped")
+
+    async def _collect(self, observed: asyncio.Event) -> None:
+        """Keep the figures going: a fault in them must not cost a single worker."""
+        while not observed.is_set():
+            try:
+                await self._collector.run(observed)
+            except Exception:
+                log.exception("statistics failed")
+                await _pause(observed, _FAULT_SECONDS)
 
     async def _stop_fleet(self, hurry: asyncio.Event) -> None:
         hurrying = asyncio.create_task(hurry.wait())
@@ -78,8 +85,7 @@ class Controller:
                 if not told:
                     log.warning("waiting for NATS", reason=str(error))
                 told = True
-                with contextlib.suppress(TimeoutError):  # time to try again
-                    await asyncio.wait_for(stop.wait(), _RETRY_SECONDS)
+                await _pause(stop, _RETRY_SECONDS)
             else:
                 return True
         return False
@@ -104,6 +110,12 @@ class Controller:
             target=self._fleet.target,
             members=self._fleet.members(),
         )
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait, but not longer than until `stop`."""
+    with contextlib.suppress(TimeoutError):  # the usual end of a pause
+        await asyncio.wait_for(stop.wait(), seconds)
 
 
 def worker_options(settings: Settings, environ: Mapping[str, str]) -> WorkerOptions:
