@@ -79,7 +79,9 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
         except ValueError as error:
             raise ConfigError(f"not a NATS URL: {mask_text(url)} ({error})") from error
         if any(part.scheme not in _SCHEMES for part in parts):
-            raise ConfigError(f"not a NATS URL: {mask_text(url)}; write nats://host:port or tls://…")
+            raise ConfigError(
+                f"not a NATS URL: {mask_text(url)}; write nats://host:port or tls://…"
+            )
         fields: dict[str, Any] = _from_environment()
         fields.update(_login(parts[0].username, parts[0].password))
         fields["tls"] = scheme == "tls" or bool(fields.get("tls_ca_file"))

@@ -1,0 +1,90 @@
+"""A worker tells what it can run, so that the REST front end needs none of its code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import msgspec
+from celery import bootsteps
+
+from bridge.errors import NatsConnectionError
+from bridge.names import escape
+from bridge.records import ANNOUNCE_SECONDS, WORKER_TTL_SECONDS, WorkerRecord
+from bridge.wire import Bucket, ConnectionPool, JetStream, JetStreamError
+from bridge.worker.schema import task_types
+
+logger = logging.getLogger("nats")
+
+
+class Announce(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Keeps this worker's record in the bucket `workers` while it consumes."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks", "bridge.worker.tombstones:Tombstones")
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self._started_epoch = time.time()
+        self._timer_entry: Any = None
+        self._pool: ConnectionPool | None = None
+        self._bucket = ""
+        self._queues: list[str] = []
+        self._types: list[Any] = []
+
+    def start(self, consumer: Any) -> None:
+        broker = consumer.connection.connection
+        # A connection of its own: under thread pools Celery's timer runs beside the consumer.
+        self._pool = ConnectionPool(broker.wire.options, max_idle=1)
+        self._bucket = broker.names.bucket("workers")
+        self._announce(consumer)
+        self._timer_entry = consumer.timer.call_repeatedly(
+            ANNOUNCE_SECONDS, self._announce, (consumer,)
+        )
+
+    def stop(self, consumer: Any) -> None:
+        """Take the record back, so that nobody counts on this worker any more."""
+        if self._timer_entry is not None:
+            self._timer_entry.cancel()
+            self._timer_entry = None
+        pool, self._pool = self._pool, None
+        if pool is None:
+            return
+        try:
+            with pool.connection() as connection:
+                Bucket(JetStream(connection), self._bucket).delete(escape(consumer.hostname))
+        except (NatsConnectionError, JetStreamError) as error:
+            logger.warning("the announcement stays until it expires: %s", error)
+        finally:
+            pool.close()
+
+    shutdown = stop
+
+    def _announce(self, consumer: Any) -> None:
+        if self._pool is None:
+            return
+        try:
+            with self._pool.connection() as connection:
+                Bucket(JetStream(connection), self._bucket).put(
+                    escape(consumer.hostname),
+                    msgspec.json.encode(self._record(consumer)),
+                    WORKER_TTL_SECONDS,
+                )
+        except (NatsConnectionError, JetStreamError) as error:
+            logger.warning("this worker could not be announced, next try soon: %s", error)
+
+    def _record(self, consumer: Any) -> WorkerRecord:
+        queues = sorted(queue.name for queue in consumer.task_consumer.queues)
+        if queues != self._queues:
+            self._queues, self._types = queues, task_types(consumer.app, queues)
+        return WorkerRecord(
+            hostname=consumer.hostname,
+            pid=os.getpid(),
+            pool=type(consumer.pool).__module__.rsplit(".", 1)[-1],
+            concurrency=consumer.pool.num_processes,
+            queues=queues,
+            types=self._types,
+            started_epoch=self._started_epoch,
+            announced_epoch=time.time(),
+        )

@@ -1,0 +1,74 @@
+"""What makes a Celery worker one of ours, without a line in the user's app.
+
+`celery` loads its plug-in commands before it builds an app (entry point `celery.commands`), and
+that loads this module; a program that starts a worker by itself calls `install` (ADR 0005).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+import click
+from celery import signals
+from celery.worker.consumer.gossip import Gossip
+from celery.worker.consumer.mingle import Mingle
+
+from bridge import logs
+from bridge.worker.announce import Announce
+from bridge.worker.tombstones import Tombstones
+
+#: Set by whoever collects our log lines.
+LOG_FORMAT_VARIABLE = "BRIDGE_LOG_FORMAT"
+WORKER_ID_VARIABLE = "BRIDGE_WORKER_ID"
+
+
+@click.group()
+def nats() -> None:
+    """Celery on NATS: see `python -m bridge --help` for the service's own commands."""
+
+
+@nats.command()
+@click.pass_obj
+def ping(context: Any) -> None:
+    """Connect to the app's broker and say which one answers."""
+    with context.app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1)
+        version = connection.connection.wire.server_info["version"]
+        click.echo(f"nats-server {version} at {connection.as_uri()}")
+
+
+def install() -> None:
+    """Hook into the Celery workers this process will start. Safe to call twice."""
+    signals.celeryd_init.connect(_on_worker_init, dispatch_uid="bridge.worker.init")
+    signals.task_prerun.connect(_on_task_start, dispatch_uid="bridge.worker.prerun")
+    if os.environ.get(LOG_FORMAT_VARIABLE):
+        signals.setup_logging.connect(_on_logging, dispatch_uid="bridge.worker.logging")
+
+
+def _on_worker_init(instance: Any, **_: Any) -> None:
+    app = instance.app
+    if app.connection_for_read().transport.driver_type != "nats":
+        return
+    # Celery names the brokers these two work on; they need fan-out and replies, which we have.
+    Mingle.compatible_transports = Mingle.compatible_transports | {"nats"}
+    Gossip.compatible_transports = Gossip.compatible_transports | {"nats"}
+    app.steps["consumer"].update({Tombstones, Announce})
+
+
+def _on_task_start(task: Any, **_: Any) -> None:
+    # Celery keeps no start time; the backend stores this one with the result.
+    task.request.started_epoch = time.time()
+
+
+def _on_logging(loglevel: Any = None, **_: Any) -> None:
+    worker_id = os.environ.get(WORKER_ID_VARIABLE)
+    logs.configure(
+        level=logging.getLevelName(loglevel or logging.INFO),
+        **({"worker_id": worker_id} if worker_id else {}),
+    )
+
+
+install()
