@@ -22,7 +22,14 @@ from bridge.backend.waiter import ResultConsumer
 from bridge.errors import NatsConnectionError
 from bridge.masking import mask_text
 from bridge.names import Names, bucket_subject, escape
-from bridge.wire import Bucket, ConnectionPool, ConnectOptions, JetStream, PayloadTooLarge
+from bridge.wire import (
+    Bucket,
+    ConnectionPool,
+    ConnectOptions,
+    JetStream,
+    KeyExists,
+    PayloadTooLarge,
+)
 from bridge.wire.jetstream import WRONG_LAST_SEQUENCE, JetStreamError
 from bridge.wire.kv import ttl_headers
 from bridge.wire.options import TRANSPORT_OPTIONS
@@ -200,15 +207,29 @@ class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):  # type: ignore[
         key = self.get_key_for_task(task_id)
         meta = self._get_result_meta(result, state, traceback, request)
         meta["task_id"] = bytes_to_str(task_id)
-        if state != states.SUCCESS and self._get_task_meta_for(task_id)["status"] == states.SUCCESS:
-            return result
+        store = self.set if state == states.SUCCESS else self._set_unless_success
         try:
-            self.set(key, self.encode(meta))
+            store(key, self.encode(meta))
         except PayloadTooLarge as error:
             if state not in states.EXCEPTION_STATES:
                 raise EncodeError(f"the result of task {task_id} is too large: {error}") from error
-            self.set(key, self.encode(_truncated(meta)))
+            store(key, self.encode(_truncated(meta)))
         return result
+
+    def _set_unless_success(self, key: str | bytes, value: str | bytes) -> None:
+        """Store a state, one round trip where it is the task's first."""
+        data = value.encode() if isinstance(value, str) else value
+
+        def work(bucket: Bucket, _: JetStream) -> None:
+            name = self._key(key)
+            try:
+                bucket.create(name, data, self._ttl)
+            except KeyExists:
+                stored = bucket.get(name)
+                if stored is None or self.decode_result(stored)["status"] != states.SUCCESS:
+                    bucket.put(name, data, self._ttl)
+
+        self._with_bucket(work)
 
 
 def _truncated(meta: dict[str, Any]) -> dict[str, Any]:
