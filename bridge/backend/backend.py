@@ -40,7 +40,7 @@ _DEFAULT_URL = "nats://localhost:4222"
 _TRUNCATED_CHARACTERS = 10_000
 
 
-class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):  # type: ignore[misc]
+class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):
     """Results in the bucket `results`; thread-, greenlet- and fork-safe."""
 
     ResultConsumer = ResultConsumer

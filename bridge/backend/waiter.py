@@ -19,7 +19,7 @@ from bridge.wire.jetstream import is_gone
 _RECONNECT_SECONDS = 0.5
 
 
-class ResultConsumer(BaseResultConsumer):  # type: ignore[misc]
+class ResultConsumer(BaseResultConsumer):
     """Subscribes to the subject a worker publishes the result to, then asks once for the result.
 
     Both go out in one write on one connection, so no result falls between them, and both are

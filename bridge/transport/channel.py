@@ -445,7 +445,7 @@ class Channel(base.StdChannel):
                 raise NotFound(f"no queue {queue!r} in {names.vhost}", (60, 70), "Basic.get")
         return None
 
-    def message_to_python(self, raw_message: RawMessage) -> Message:
+    def message_to_python(self, raw_message: RawMessage) -> base.Message:
         return self.Message(raw_message, self)
 
     # -- acknowledging -----------------------------------------------------------------

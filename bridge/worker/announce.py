@@ -19,7 +19,7 @@ from bridge.worker.schema import task_types
 logger = logging.getLogger("nats")
 
 
-class Announce(bootsteps.StartStopStep):  # type: ignore[misc]
+class Announce(bootsteps.StartStopStep):
     """Keeps this worker's record in the bucket `workers` while it consumes."""
 
     requires = ("celery.worker.consumer.tasks:Tasks", "bridge.worker.tombstones:Tombstones")

@@ -64,11 +64,10 @@ def _on_task_start(task: Any, **_: Any) -> None:
 
 
 def _on_logging(loglevel: Any = None, **_: Any) -> None:
-    worker_id = os.environ.get(WORKER_ID_VARIABLE)
-    logs.configure(
-        level=logging.getLevelName(loglevel or logging.INFO),
-        **({"worker_id": worker_id} if worker_id else {}),
-    )
+    bound: dict[str, Any] = {}
+    if worker_id := os.environ.get(WORKER_ID_VARIABLE):
+        bound["worker_id"] = worker_id
+    logs.configure(level=logging.getLevelName(loglevel or logging.INFO), **bound)
 
 
 install()

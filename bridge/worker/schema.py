@@ -91,7 +91,7 @@ def arguments_schema(function: Any) -> dict[str, Any] | None:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function, include_extras=True)
-    except Exception as error:  # noqa: BLE001 (a user's hints may name anything at all)
+    except Exception as error:
         logger.warning("hints of %s cannot be read: %r", function, error)
         return {}
 

@@ -18,7 +18,7 @@ logger = logging.getLogger("nats")
 _MAX_REVOKED = 1_000_000
 
 
-class Tombstones(bootsteps.StartStopStep):  # type: ignore[misc]
+class Tombstones(bootsteps.StartStopStep):
     """Revokes what was cancelled while this worker was away.
 
     Runs once the control mailbox listens and before the first task is looked at, so a
