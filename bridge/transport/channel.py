@@ -339,7 +339,7 @@ class Channel(base.StdChannel):
             self.connection.names,
             queue,
             credit=self._credit,
-            on_delivery=lambda delivery: self._on_delivery(queue, delivery, consume),
+            on_delivery=lambda delivery: self._on_delivery(delivery, consume),
         )
         self.refill()
         return tag
@@ -380,7 +380,7 @@ class Channel(base.StdChannel):
         }
         return RawMessage(message, delivery, tag, info)
 
-    def _on_delivery(self, queue: str, delivery: Delivery, consume: Consume) -> bool:
+    def _on_delivery(self, delivery: Delivery, consume: Consume) -> bool:
         if self._prefetch and len(self._unacked) >= self._prefetch:
             # Came by a watch of a lower or higher priority: another worker may have a free slot.
             self.connection.send_ack(delivery.ack_subject, NAK)
