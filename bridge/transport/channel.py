@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from itertools import count
 from typing import Any
@@ -12,66 +12,25 @@ from amqp.exceptions import NotFound
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import base
 
-from bridge.names import DEFAULT_PRIORITY, MAX_PRIORITY
+from bridge.names import MAX_PRIORITY
 from bridge.transport import delay
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.exchange import Binding, table_rows
-from bridge.transport.headers import DELIVERY_COUNT, decode_message, encode_message
-from bridge.transport.pull import Delivery, QueuePull
+from bridge.transport.headers import encode_message
+from bridge.transport.intake import ACK, NAK, TERM, Intake
+from bridge.transport.message import Message, RawMessage, level_of
+from bridge.transport.pull import Delivery
 from bridge.transport.transient import TransientQueue
 from bridge.wire import Message as WireMessage
 from bridge.wire.jetstream import JetStreamError
 from bridge.wire.kv import ttl_headers
 
-ACK, NAK, TERM = b"+ACK", b"-NAK", b"+TERM"
 #: Control traffic overtakes tasks that wait in this process.
 _TRANSIENT_PRIORITY = MAX_PRIORITY + 1
-#: Credit of a channel whose prefetch is unlimited (AMQP: 0).
-_UNLIMITED_CREDIT = 1000
 _CONSUMER_NOT_FOUND = 10014
 
 _channel_ids = count(1)
 Properties = dict[str, Any]
-Consume = Callable[[WireMessage, Delivery | None], None]
-
-
-class RawMessage:
-    """A delivery on its way to kombu."""
-
-    __slots__ = ("delivery", "delivery_info", "delivery_tag", "wire")
-
-    def __init__(
-        self, wire: WireMessage, delivery: Delivery | None, tag: int, delivery_info: dict[str, Any]
-    ) -> None:
-        self.wire = wire
-        self.delivery = delivery
-        self.delivery_tag = tag
-        self.delivery_info = delivery_info
-
-
-class Message(base.Message):
-    """kombu's message, filled from NATS headers."""
-
-    def __init__(self, raw: RawMessage, channel: Channel) -> None:
-        headers, properties = decode_message(raw.wire.headers)
-        info = raw.delivery_info
-        info["exchange"] = properties.pop("exchange", info["exchange"])
-        info["routing_key"] = properties.pop("routing_key", info["routing_key"])
-        if "priority" in properties:
-            info["priority"] = properties["priority"]
-        if raw.delivery is not None and raw.delivery.num_delivered > 1:
-            headers[DELIVERY_COUNT] = raw.delivery.num_delivered - 1
-        properties["delivery_info"] = info
-        super().__init__(
-            body=raw.wire.payload,
-            channel=channel,
-            delivery_tag=raw.delivery_tag,
-            content_type=properties.get("content_type"),
-            content_encoding=properties.get("content_encoding"),
-            delivery_info=info,
-            properties=properties,
-            headers=headers,
-        )
 
 
 class Channel(base.StdChannel):
@@ -84,11 +43,7 @@ class Channel(base.StdChannel):
         self.channel_id = next(_channel_ids)
         self.closed = False
         self.events: dict[str, set[Any]] = {"basic_return": set()}
-        self._prefetch = 0
-        self._tags = count(1)
-        #: delivery tag -> delivery and the queue it came from
-        self._unacked: dict[int, tuple[Delivery, str]] = {}
-        self._pulls: dict[str, QueuePull] = {}
+        self._intake = Intake(connection)
         #: consumer tag -> queue
         self._consumers: dict[str, str] = {}
         self._transient: dict[str, TransientQueue] = {}
@@ -219,9 +174,6 @@ class Channel(base.StdChannel):
     def after_reply_message_received(self, queue: str) -> None:
         self.queue_delete(queue)
 
-    def get_bindings(self) -> Iterator[tuple[str, str, str]]:
-        raise NotImplementedError("ask the `bindings` bucket")
-
     def get_table(self, exchange: str) -> list[tuple[Any, ...]]:
         return table_rows(self.connection.bindings.for_exchange(exchange))
 
@@ -313,7 +265,7 @@ class Channel(base.StdChannel):
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool = False) -> None:
         """Allow `prefetch_count` unacknowledged messages on this channel; 0 is no limit."""
-        self._prefetch = prefetch_count
+        self._intake.prefetch = prefetch_count
 
     def basic_consume(
         self,
@@ -326,89 +278,57 @@ class Channel(base.StdChannel):
         assert callback is not None
         tag = consumer_tag or f"amq.ctag-{uuid.uuid4()}"
         self._consumers[tag] = queue
-        consume = self._consumer(queue, tag, no_ack, callback)
+        take = self._taker(queue, tag, no_ack, callback)
         transient = self._transient.get(queue)
         if transient is not None:
-            transient.consume(lambda message: consume(message, None))
+            transient.consume(lambda message: take(message, None))
             return tag
         if queue not in self.connection.durable_queues:
             self.connection.declare_queue(queue)
-        self.connection.keeper.start()
-        self._pulls[queue] = QueuePull(
-            self.connection.wire,
-            self.connection.names,
-            queue,
-            credit=self._credit,
-            on_delivery=lambda delivery: self._on_delivery(delivery, consume),
-        )
-        self.refill()
+        self._intake.consume(tag, queue, lambda delivery: take(delivery.message, delivery))
         return tag
 
-    def _consumer(
+    def _taker(
         self, queue: str, tag: str, no_ack: bool, callback: Callable[[RawMessage], None]
-    ) -> Consume:
-        def consume(message: WireMessage, delivery: Delivery | None) -> None:
+    ) -> Callable[[WireMessage, Delivery | None], None]:
+        """Return what puts a message of a consumer in line for `callback`."""
+
+        def take(message: WireMessage, delivery: Delivery | None) -> None:
             raw = self._raw(queue, message, delivery, tag)
 
             def deliver() -> None:
-                if tag not in self._consumers:
+                if delivery is not None and tag not in self._consumers:
                     # Cancelled while the message waited here: it is not for this consumer.
-                    if delivery is not None:
-                        self.basic_reject(raw.delivery_tag, requeue=True)
+                    self.basic_reject(raw.delivery_tag, requeue=True)
                     return
-                if no_ack and delivery is not None:
+                if no_ack:
                     self.basic_ack(raw.delivery_tag)
                 callback(raw)
 
-            priority = _TRANSIENT_PRIORITY if delivery is None else _level_in(message.subject)
-            self.connection.add_ready(priority, deliver)
+            self.connection.add_ready(
+                _TRANSIENT_PRIORITY if delivery is None else delivery.priority, deliver
+            )
 
-        return consume
+        return take
 
     def _raw(
         self, queue: str, message: WireMessage, delivery: Delivery | None, consumer_tag: str
     ) -> RawMessage:
-        tag = next(self._tags)
+        delivery_tag = self._intake.next_tag()
         if delivery is not None:
-            self._unacked[tag] = (delivery, queue)
-        info = {
-            "exchange": "",
-            "routing_key": queue,
-            "redelivered": delivery is not None and delivery.num_delivered > 1,
-            "consumer_tag": consumer_tag,
-            "delivery_tag": tag,
-        }
-        return RawMessage(message, delivery, tag, info)
-
-    def _on_delivery(self, delivery: Delivery, consume: Consume) -> bool:
-        if self._prefetch and len(self._unacked) >= self._prefetch:
-            # Came by a watch of a lower or higher priority: another worker may have a free slot.
-            self.connection.send_ack(delivery.ack_subject, NAK)
-            return False
-        consume(delivery.message, delivery)
-        return True
-
-    def _credit(self) -> int:
-        fetching = sum(pull.fetching for pull in self._pulls.values())
-        limit = self._prefetch or _UNLIMITED_CREDIT
-        return limit - len(self._unacked) - fetching
+            self._intake.hold(delivery_tag, delivery, consumer_tag)
+        return RawMessage(queue, message, delivery, delivery_tag, consumer_tag)
 
     def refill(self) -> bool:
         """Ask the server for more; True while messages known to wait are on their way."""
-        for pull in list(self._pulls.values()):
-            if pull.consumer_missing:
-                pull.consumer_missing = False
-                self.connection.declare_queue(pull.queue)
-            pull.refill()
-        return any(pull.fetching for pull in self._pulls.values())
+        return self._intake.refill()
 
     def basic_cancel(self, consumer_tag: str, **_: Any) -> None:
+        """Stop consuming; what was delivered stays with this channel until it is settled."""
         queue = self._consumers.pop(consumer_tag, None)
         if queue is None:
             return
-        pull = self._pulls.pop(queue, None)
-        if pull is not None:
-            pull.stop()
+        self._intake.cancel(consumer_tag)
         transient = self._transient.get(queue)
         if transient is not None:
             transient.on_message = None
@@ -419,31 +339,15 @@ class Channel(base.StdChannel):
         """Take one message, the highest priority first; None where there is none."""
         transient = self._transient.get(queue)
         if transient is not None:
-            return (
-                self._raw(queue, transient.messages.popleft(), None, "")
-                if transient.messages
-                else None
-            )
-        delivery = self._fetch_one(queue)
+            messages = transient.messages
+            return self._raw(queue, messages.popleft(), None, "") if messages else None
+        delivery = self._intake.fetch_one(queue)
         if delivery is None:
             return None
-        self.connection.keeper.start()
         raw = self._raw(queue, delivery.message, delivery, "")
         if no_ack:
             self.basic_ack(raw.delivery_tag)
         return raw
-
-    def _fetch_one(self, queue: str) -> Delivery | None:
-        names, wire = self.connection.names, self.connection.wire
-        for endpoint, _ in self.connection.consumer_endpoints("MSG.NEXT", queue):
-            [message] = wire.collect(
-                f"$JS.API.{endpoint}", b'{"batch":1,"no_wait":true}', lambda _: True
-            )
-            if message.status is None:
-                return Delivery(message)
-            if message.status == 503:
-                raise NotFound(f"no queue {queue!r} in {names.vhost}", (60, 70), "Basic.get")
-        return None
 
     def message_to_python(self, raw_message: RawMessage) -> base.Message:
         return self.Message(raw_message, self)
@@ -452,41 +356,17 @@ class Channel(base.StdChannel):
 
     def unacked_subjects(self) -> list[str]:
         """Return the ack subjects of everything this channel holds. Any thread."""
-        return [delivery.ack_subject for delivery, _ in list(self._unacked.values())]
+        return self._intake.subjects()
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, **_: Any) -> None:
-        self._settle(delivery_tag, ACK, multiple)
+        self._intake.settle(delivery_tag, ACK, multiple=multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        self._settle(delivery_tag, NAK if requeue else TERM)
+        self._intake.settle(delivery_tag, NAK if requeue else TERM)
 
     def basic_recover(self, requeue: bool = True) -> None:
-        """Give back everything unacknowledged."""
-        for tag in list(self._unacked):
-            self._settle(tag, NAK)
-
-    def _settle(self, delivery_tag: int, verdict: bytes, multiple: bool = False) -> None:
-        tags = [t for t in list(self._unacked) if t <= delivery_tag] if multiple else [delivery_tag]
-        for tag in tags:
-            held = self._unacked.pop(tag, None)
-            if held is None:
-                continue
-            delivery, queue = held
-            self.connection.send_ack(delivery.ack_subject, verdict)
-            pull = self._pulls.get(queue)
-            if verdict is NAK and pull is not None:
-                pull.on_requeue(_level_in(delivery.message.subject))
-
-
-def level_of(priority: int | None) -> int:
-    """Return the priority a message is stored under (ADR 0003)."""
-    if priority is None:
-        return DEFAULT_PRIORITY
-    return max(0, min(MAX_PRIORITY, int(priority)))
-
-
-def _level_in(subject: str) -> int:
-    return int(subject.rsplit(".", 1)[1])
+        """Give back everything unacknowledged; it comes again, here or elsewhere."""
+        self._intake.give_back()
 
 
 def _ttl_seconds(expiration: str | float | None) -> float | None:

@@ -45,6 +45,11 @@ class Delivery:
         self.stream_seq = int(tokens[first + 1])
         self.num_pending = int(tokens[first + 4])
 
+    @property
+    def priority(self) -> int:
+        """The level the message was stored under."""
+        return int(self.message.subject.rsplit(".", 1)[1])
+
 
 class _Level:
     """One priority: the pull that lies open at the server and what is known to wait."""

@@ -1,0 +1,113 @@
+"""What one channel takes from durable queues, and what it has not settled yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+from amqp.exceptions import NotFound
+
+from bridge.transport.broker import BrokerConnection
+from bridge.transport.pull import Delivery, QueuePull
+
+ACK, NAK, TERM = b"+ACK", b"-NAK", b"+TERM"
+#: Credit of a channel whose prefetch is unlimited (AMQP: 0).
+_UNLIMITED_CREDIT = 1000
+
+
+class Intake:
+    """Deliveries of one channel: asked for within the prefetch, held until settled."""
+
+    def __init__(self, connection: BrokerConnection) -> None:
+        #: unsettled messages allowed at a time; 0 is no limit
+        self.prefetch = 0
+        self._connection = connection
+        self._tags = count(1)
+        #: delivery tag -> delivery and its consumer tag
+        self._unacked: dict[int, tuple[Delivery, str]] = {}
+        #: consumer tag -> pull
+        self._pulls: dict[str, QueuePull] = {}
+
+    def next_tag(self) -> int:
+        return next(self._tags)
+
+    def hold(self, delivery_tag: int, delivery: Delivery, consumer_tag: str) -> None:
+        """Keep a delivery ours until it is settled."""
+        self._unacked[delivery_tag] = (delivery, consumer_tag)
+        self._connection.keeper.start()
+
+    def subjects(self) -> list[str]:
+        """Return the ack subjects of all that is held. Any thread."""
+        return [delivery.ack_subject for delivery, _ in list(self._unacked.values())]
+
+    # -- taking ------------------------------------------------------------------------
+
+    def consume(self, consumer_tag: str, queue: str, take: Callable[[Delivery], None]) -> None:
+        """Have `take` called with messages of a durable queue until `cancel`."""
+
+        def on_delivery(delivery: Delivery) -> bool:
+            if self.prefetch and len(self._unacked) >= self.prefetch:
+                # Came by an open watch: another worker may have a free slot for it.
+                self._connection.send_ack(delivery.ack_subject, NAK)
+                return False
+            take(delivery)
+            return True
+
+        self._pulls[consumer_tag] = QueuePull(
+            self._connection.wire,
+            self._connection.names,
+            queue,
+            credit=self._credit,
+            on_delivery=on_delivery,
+        )
+        self.refill()
+
+    def cancel(self, consumer_tag: str) -> None:
+        pull = self._pulls.pop(consumer_tag, None)
+        if pull is not None:
+            pull.stop()
+
+    def _credit(self) -> int:
+        coming = sum(pull.fetching for pull in self._pulls.values())
+        return (self.prefetch or _UNLIMITED_CREDIT) - len(self._unacked) - coming
+
+    def refill(self) -> bool:
+        """Ask the server for more; True while messages known to wait are on their way."""
+        for pull in list(self._pulls.values()):
+            if pull.consumer_missing:
+                pull.consumer_missing = False
+                self._connection.declare_queue(pull.queue)
+            pull.refill()
+        return any(pull.fetching for pull in self._pulls.values())
+
+    def fetch_one(self, queue: str) -> Delivery | None:
+        """Take one message, the highest priority first. Raises amqp's NotFound."""
+        for endpoint, _ in self._connection.consumer_endpoints("MSG.NEXT", queue):
+            [message] = self._connection.wire.collect(
+                f"$JS.API.{endpoint}", b'{"batch":1,"no_wait":true}', lambda _: True
+            )
+            if message.status is None:
+                return Delivery(message)
+            if message.status == 503:
+                raise NotFound(f"no queue {queue!r}", (60, 70), "Basic.get")
+        return None
+
+    # -- settling ----------------------------------------------------------------------
+
+    def settle(self, delivery_tag: int, verdict: bytes, *, multiple: bool = False) -> None:
+        """Answer for one delivery, or for all up to it. Unknown tags are ignored."""
+        tags = [t for t in list(self._unacked) if t <= delivery_tag] if multiple else [delivery_tag]
+        for tag in tags:
+            held = self._unacked.pop(tag, None)
+            if held is None:
+                continue
+            delivery, consumer_tag = held
+            self._connection.send_ack(delivery.ack_subject, verdict)
+            pull = self._pulls.get(consumer_tag)
+            if verdict is NAK and pull is not None:
+                pull.on_requeue(delivery.priority)
+
+    def give_back(self) -> None:
+        """Requeue everything that is held."""
+        for tag in list(self._unacked):
+            self.settle(tag, NAK)
