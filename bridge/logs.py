@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TextIO
 
 import msgspec
 import structlog
@@ -115,8 +115,9 @@ def configure(
 
     Raises ValueError for an unknown level.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(_json_wanted() if json is None else json, service, bound))
+    json = _json_wanted() if json is None else json
+    handler = _JsonHandler(sys.stderr) if json else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(json, service, bound))
     root = logging.getLogger()
     root.setLevel(level)
     root.handlers = [handler]
@@ -139,17 +140,37 @@ def relay(stream: BinaryIO, logger_name: str, **bound: Any) -> None:
     Lines in our JSON keep their own time, logger and fields; any other is logged under
     `logger_name` with the fields `bound`. Blocks: give it a thread.
     """
+    json_handler = next((h for h in logging.root.handlers if isinstance(h, _JsonHandler)), None)
     for line in iter(lambda: stream.readline(MAX_LINE_BYTES), b""):
         if not line.strip():
             continue
-        fields = {"logger": logger_name, **bound, **parse_line(line)}
+        fields = {"logger": logger_name, **bound, **(told := parse_line(line))}
         logger = logging.getLogger(fields.pop("logger"))
         level = logging.getLevelNamesMapping()[fields.pop("level")]
-        if logger.isEnabledFor(level):
+        if not logger.isEnabledFor(level):
+            continue
+        # Busy workers write many lines, each through two processes: what is in our form already
+        # (only then has it a time of its own) is not made anew.
+        if json_handler and "timestamp" in told and bound.keys() <= told.keys():
+            json_handler.pass_on(line)
+        else:
             message = fields.pop("message")
             logger.handle(
                 logger.makeRecord(logger.name, level, "", 0, _Entry(message, fields), (), None)
             )
+
+
+class _JsonHandler(logging.StreamHandler[TextIO]):
+    """Writes records as our JSON lines, and lines that already are such."""
+
+    def pass_on(self, line: bytes) -> None:
+        """Write a line of ours as it stands."""
+        self.acquire()
+        try:
+            self.stream.write(line.decode().rstrip("\n") + self.terminator)
+            self.flush()
+        finally:
+            self.release()
 
 
 def _json_wanted() -> bool:
