@@ -21,7 +21,7 @@ test: check
 	$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/benchmarks
 
 bench: .venv/.development
-	$(BIN)/pytest tests/benchmarks -s
+	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,68 @@
+"""A Celery app with Celery's own defaults, the same for every broker; also its client.
+
+BENCH_BROKER and BENCH_BACKEND are URLs (no backend: results off), BENCH_PREFETCH is
+`worker_prefetch_multiplier`.
+
+    celery -A noop_app worker -c 2
+    python noop_app.py publish 15000 FIFO     one `mark`, the no-ops, one `mark`; prints seconds
+    python noop_app.py get 300                prints the milliseconds of each send-and-get
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+from celery import Celery
+
+BACKEND = os.environ.get("BENCH_BACKEND")
+
+app = Celery("noop_app", broker=os.environ["BENCH_BROKER"], backend=BACKEND)
+app.conf.task_ignore_result = BACKEND is None
+app.conf.worker_prefetch_multiplier = int(os.environ.get("BENCH_PREFETCH", "4"))
+app.conf.broker_connection_retry_on_startup = True
+
+
+@app.task(name="noop")
+def noop() -> None:
+    """Do nothing."""
+
+
+@app.task(name="mark")
+def mark(fifo: str) -> None:
+    """Tell the time to whoever reads the named pipe."""
+    Path(fifo).write_text(f"{time.time()}\n")
+
+
+def publish(count: int, fifo: str) -> float:
+    """Send a backlog of `count` no-ops between two marks; return the seconds of the no-ops."""
+    mark.apply_async((fifo,))
+    started = time.perf_counter()
+    for _ in range(count):
+        noop.apply_async()
+    seconds = time.perf_counter() - started
+    mark.apply_async((fifo,))
+    return seconds
+
+
+def get(count: int) -> list[float]:
+    """Send a no-op and wait for its result, `count` times; return the milliseconds of each."""
+    taken = []
+    for number in range(count + 20):
+        started = time.perf_counter()
+        noop.delay().get(timeout=30)
+        # The first ones open connections.
+        if number >= 20:
+            taken.append((time.perf_counter() - started) * 1000)
+    return taken
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "publish":
+        click.echo(json.dumps(publish(int(sys.argv[2]), sys.argv[3])))
+    else:
+        click.echo(json.dumps(get(int(sys.argv[2]))))

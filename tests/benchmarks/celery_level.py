@@ -1,0 +1,166 @@
+"""Benchmarks of Celery itself on several brokers: the same app, nothing but the URLs differs."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import statistics
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.benchmarks.figures import Report
+from tests.benchmarks.processes import HERE, OURS, Missing, Processes, end, rivals_python
+
+BACKLOG = 15_000
+_GETS = 300
+_DRAIN_SECONDS = 180.0
+_APPS = HERE / "apps"
+
+#: floors: results off against Redis and RabbitMQ, results on against Redis
+DRAIN_RATIOS = {"redis": 2.5, "rabbitmq": 1.25}
+DRAIN_RESULTS_RATIO = 1.7
+PUBLISH_RATIO = 1.4
+GET_RATIO = 2.0
+
+
+class Broker(NamedTuple):
+    """A broker and the interpreter that Celery runs with."""
+
+    name: str
+    url: str
+    python: str
+
+    def environ(self, *, results: bool, prefetch: int) -> dict[str, str]:
+        """Return what `noop_app` reads."""
+        found = {"BENCH_BROKER": self.url, "BENCH_PREFETCH": str(prefetch)}
+        return {**found, "BENCH_BACKEND": self.url} if results else found
+
+
+def _brokers(processes: Processes, report: Report, *, rabbitmq: bool) -> list[Broker]:
+    rivals = rivals_python()
+    found = [
+        Broker("nats", processes.nats(), OURS),
+        Broker("redis", processes.redis(), rivals),
+    ]
+    if rabbitmq:
+        try:
+            found.append(Broker("rabbitmq", processes.rabbitmq(), rivals))
+        except (Missing, OSError) as error:
+            report.skip("RabbitMQ", str(error))
+    return found
+
+
+def drain(report: Report, directory: Path, rounds: int) -> None:
+    """Publish a backlog of no-ops, then let a worker of two processes drain it; results off."""
+    with Processes(directory) as processes:
+        brokers = _brokers(processes, report, rabbitmq=True)
+        for _ in range(rounds):
+            for broker in brokers:
+                _drain(report, processes, broker, results=False, prefetch=4)
+        for broker in brokers:
+            _drain(report, processes, broker, results=False, prefetch=128)
+    report.ratio("publish", "nats", "redis", "tasks/s", PUBLISH_RATIO)
+    report.ratio("publish", "nats", "rabbitmq", "tasks/s", None)
+    for name, floor in DRAIN_RATIOS.items():
+        report.ratio("drain", "nats", name, "tasks/s", floor)
+        report.ratio("drain", "nats, prefetch x128", f"{name}, prefetch x128", "tasks/s", None)
+
+
+def drain_results(report: Report, directory: Path, rounds: int) -> None:
+    """The same with results, each broker keeping its own."""
+    with Processes(directory) as processes:
+        brokers = _brokers(processes, report, rabbitmq=False)
+        for _ in range(rounds):
+            for broker in brokers:
+                _drain(report, processes, broker, results=True, prefetch=4)
+        for broker in brokers:
+            _drain(report, processes, broker, results=True, prefetch=128)
+    report.ratio("drain, results", "nats", "redis", "tasks/s", DRAIN_RESULTS_RATIO)
+    report.ratio("drain, results", "nats, prefetch x128", "redis, prefetch x128", "tasks/s", None)
+
+
+def _drain(
+    report: Report, processes: Processes, broker: Broker, *, results: bool, prefetch: int
+) -> None:
+    environ = broker.environ(results=results, prefetch=prefetch)
+    with Marks(processes.directory) as marks:
+        seconds = _client(broker, environ, "publish", str(BACKLOG), str(marks.path))
+        worker = _worker(processes, broker, environ)
+        try:
+            first, last = marks.wait(2, _DRAIN_SECONDS)
+        finally:
+            end(worker)
+    subject = broker.name if prefetch == 4 else f"{broker.name}, prefetch x{prefetch}"
+    benchmark = "drain, results" if results else "drain"
+    if not results:
+        report.add("publish", broker.name, "tasks/s", BACKLOG / seconds)
+    report.add(benchmark, subject, "tasks/s", BACKLOG / (last - first))
+
+
+def get(report: Report, directory: Path, rounds: int) -> None:
+    """Send a no-op to an idle worker and wait for its result."""
+    with Processes(directory) as processes:
+        brokers = _brokers(processes, report, rabbitmq=False)
+        environs = [broker.environ(results=True, prefetch=4) for broker in brokers]
+        for broker, environ in zip(brokers, environs, strict=True):
+            _worker(processes, broker, environ)
+        for _ in range(rounds):
+            for broker, environ in zip(brokers, environs, strict=True):
+                taken = sorted(_client(broker, environ, "get", str(_GETS)))
+                report.add("get", broker.name, "p50 ms", statistics.median(taken))
+                report.add("get", broker.name, "p95 ms", taken[int(len(taken) * 0.95)])
+    ours, redis = (report.median("get", name, "p50 ms") for name in ("nats", "redis"))
+    report.at_most("get", "p50: nats / redis", ours / redis, 1 / GET_RATIO)
+
+
+def _client(broker: Broker, environ: dict[str, str], *arguments: str) -> Any:
+    answer = subprocess.run(
+        [broker.python, "noop_app.py", *arguments],
+        cwd=_APPS,
+        env={**os.environ, **environ},
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return json.loads(answer.stdout)
+
+
+def _worker(processes: Processes, broker: Broker, environ: dict[str, str]) -> Any:
+    command = [broker.python, "-m", "celery", "-A", "noop_app", "worker", "-c", "2"]
+    return processes.start(command, environ, _APPS)
+
+
+class Marks:
+    """A named pipe through which tasks tell when they ran."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "marks"
+
+    def __enter__(self) -> Marks:
+        os.mkfifo(self.path)
+        # Open for writing too: no end of file between two writers.
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+        self.path.unlink()
+
+    def wait(self, count: int, timeout_seconds: float) -> list[float]:
+        """Return `count` times, in seconds since 1970. Raises TimeoutError."""
+        text = b""
+        while (came := text.count(b"\n")) < count:
+            readable, _, _ = select.select([self._descriptor], [], [], timeout_seconds)
+            if not readable:
+                raise TimeoutError(f"{came} of {count} marks came")
+            text += os.read(self._descriptor, 4096)
+        return [float(line) for line in text.split()]
+
+
+BENCHMARKS: dict[str, Callable[[Report, Path, int], None]] = {
+    "drain": drain,
+    "drain-results": drain_results,
+    "get": get,
+}
