@@ -93,6 +93,20 @@ class Names:
         """Durable consumer of one queue and priority."""
         return f"{escape(queue)}-{priority}"
 
+    # -- dead letters ------------------------------------------------------------------
+
+    @property
+    def dead_stream(self) -> str:
+        return f"CELERY_DEAD_{self._stream_suffix}"
+
+    @property
+    def dead_subjects(self) -> str:
+        return f"{self._prefix}cd.>"
+
+    def dead_subject(self, queue: str) -> str:
+        """Subject of what was taken out of a queue because it cannot be done."""
+        return f"{self._prefix}cd.{escape(queue)}"
+
     # -- transient traffic on core NATS ------------------------------------------------
 
     def exchange_subject(self, exchange: str, routing_key: str) -> str:

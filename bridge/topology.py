@@ -19,6 +19,7 @@ BUCKET_TTL_SECONDS: dict[str, float] = {
     "workers": 0,
     "status": 0,
     "bindings": 0,
+    "deliveries": _DAY_SECONDS,
 }
 
 
@@ -53,6 +54,20 @@ def event_stream(names: Names, replicas: int = 1) -> dict[str, Any]:
     }
 
 
+def dead_stream(names: Names, replicas: int = 1) -> dict[str, Any]:
+    """Messages that cannot be done, with the reason in their headers."""
+    return {
+        "name": names.dead_stream,
+        "subjects": [names.dead_subjects],
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": int(30 * _DAY_SECONDS) * _SECOND,
+        "allow_direct": True,
+    }
+
+
 def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
     """A KV bucket as the NATS clients lay it out (ADR-8), with direct get and TTLs."""
     bucket_name = names.bucket(name)
@@ -76,4 +91,9 @@ def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
 def streams(names: Names, replicas: int = 1) -> list[dict[str, Any]]:
     """Every stream of a virtual host."""
     buckets = [bucket(names, name, replicas) for name in BUCKET_TTL_SECONDS]
-    return [task_stream(names, replicas), event_stream(names, replicas), *buckets]
+    return [
+        task_stream(names, replicas),
+        event_stream(names, replicas),
+        dead_stream(names, replicas),
+        *buckets,
+    ]

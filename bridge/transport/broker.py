@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.errors import NatsConnectionError
 from bridge.names import PRIORITIES, Names
+from bridge.transport.dead import DeadLetters
 from bridge.transport.exchange import BindingTable
 from bridge.transport.keeper import Keeper
 from bridge.wire import Connection, ConnectOptions, JetStream
@@ -34,7 +35,8 @@ class BrokerConnection:
     """One connection as kombu sees it. Times in seconds.
 
     `ack_wait` is how long a delivery may go without a sign of life before JetStream gives it to
-    another worker; `timeout` bounds every request.
+    another worker; `max_deliveries` how often a message may come before it is set aside; `timeout`
+    bounds every request.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class BrokerConnection:
         names: Names,
         *,
         ack_wait: float,
+        max_deliveries: int,
         timeout: float,
         replicas: int,
     ) -> None:
@@ -54,6 +57,7 @@ class BrokerConnection:
         self.wire.connect()
         self.js.ensure_topology(names, replicas)
         self.bindings = BindingTable(self.js, names)
+        self.dead = DeadLetters(self.js, names, max_deliveries)
         self.exchange_types: dict[str, str] = {}
         #: durable queues whose consumers are known to exist
         self.durable_queues: set[str] = set()
@@ -130,6 +134,11 @@ class BrokerConnection:
         """Queue a callback that hands one message over; higher priorities come first."""
         self._arrivals += 1
         heapq.heappush(self._ready, (-priority, self._arrivals, deliver))
+
+    @property
+    def ready_count(self) -> int:
+        """Messages that came and were not handed over yet."""
+        return len(self._ready)
 
     def _deliver(self, limit: int) -> int:
         count = 0

@@ -14,11 +14,12 @@ from kombu.transport import base
 
 from bridge.names import MAX_PRIORITY
 from bridge.transport import delay
+from bridge.transport.bare import MalformedMessage
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.exchange import Binding, table_rows
 from bridge.transport.headers import encode_message
 from bridge.transport.intake import ACK, NAK, TERM, Intake
-from bridge.transport.message import Message, RawMessage, level_of
+from bridge.transport.message import Message, RawMessage, decoded, level_of
 from bridge.transport.pull import Delivery
 from bridge.transport.transient import TransientQueue
 from bridge.wire import Message as WireMessage
@@ -301,6 +302,8 @@ class Channel(base.StdChannel):
                     # Cancelled while the message waited here: it is not for this consumer.
                     self.basic_reject(raw.delivery_tag, requeue=True)
                     return
+                if delivery is not None and self._set_aside(raw, delivery):
+                    return
                 if no_ack:
                     self.basic_ack(raw.delivery_tag)
                 callback(raw)
@@ -310,6 +313,21 @@ class Channel(base.StdChannel):
             )
 
         return take
+
+    def _set_aside(self, raw: RawMessage, delivery: Delivery) -> bool:
+        """True when a message cannot be done and is now a dead letter."""
+        dead = self.connection.dead
+        try:
+            headers, _, _ = decoded(raw)
+        except (MalformedMessage, ValueError) as error:
+            headers, reason = None, str(error)
+        else:
+            if not dead.is_poison(delivery):
+                return False
+            reason = dead.poison_reason()
+        dead.set_aside(raw.queue, delivery, reason, headers)
+        self._intake.settle(raw.delivery_tag, TERM)
+        return True
 
     def _raw(
         self, queue: str, message: WireMessage, delivery: Delivery | None, consumer_tag: str

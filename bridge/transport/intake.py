@@ -11,7 +11,7 @@ from bridge.transport.broker import BrokerConnection
 from bridge.transport.pull import Delivery, QueuePull
 
 ACK, NAK, TERM = b"+ACK", b"-NAK", b"+TERM"
-#: Credit of a channel whose prefetch is unlimited (AMQP: 0).
+#: Messages on their way to a consumer whose prefetch is unlimited (AMQP: 0).
 _UNLIMITED_CREDIT = 1000
 
 
@@ -69,15 +69,20 @@ class Intake:
 
     def _credit(self) -> int:
         coming = sum(pull.fetching for pull in self._pulls.values())
-        return (self.prefetch or _UNLIMITED_CREDIT) - len(self._unacked) - coming
+        if self.prefetch:
+            return self.prefetch - len(self._unacked) - coming
+        # What was handed over no longer counts: fetching goes on as fast as it is taken.
+        return _UNLIMITED_CREDIT - self._connection.ready_count - coming
 
     def refill(self) -> bool:
         """Ask the server for more; True while messages known to wait are on their way."""
-        for pull in list(self._pulls.values()):
+        for tag, pull in list(self._pulls.items()):
             if pull.consumer_missing:
                 pull.consumer_missing = False
                 self._connection.declare_queue(pull.queue)
-            pull.refill()
+            if pull.refill():
+                # Last in turn for the next free slot, so that no queue starves behind another.
+                self._pulls[tag] = self._pulls.pop(tag)
         return any(pull.fetching for pull in self._pulls.values())
 
     def fetch_one(self, queue: str) -> Delivery | None:

@@ -7,6 +7,7 @@ from typing import Any
 from kombu.transport import base
 
 from bridge.names import DEFAULT_PRIORITY, MAX_PRIORITY
+from bridge.transport import bare
 from bridge.transport.headers import DELIVERY_COUNT, decode_message
 from bridge.transport.pull import Delivery
 from bridge.wire import Message as WireMessage
@@ -39,11 +40,19 @@ class RawMessage:
         self.consumer_tag = consumer_tag
 
 
+def decoded(raw: RawMessage) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    """Return headers, properties and body. Raises MalformedMessage."""
+    fields, payload, delivery = raw.wire.headers, raw.wire.payload, raw.delivery
+    if delivery is None or not bare.is_bare(fields):
+        return *decode_message(fields), payload
+    return bare.complete(fields, payload, f"{delivery.stream}:{delivery.stream_seq}")
+
+
 class Message(base.Message):
     """kombu's message, filled from NATS headers."""
 
     def __init__(self, raw: RawMessage, channel: Any) -> None:
-        headers, properties = decode_message(raw.wire.headers)
+        headers, properties, body = decoded(raw)
         num_delivered = 1 if raw.delivery is None else raw.delivery.num_delivered
         info = {
             "exchange": properties.pop("exchange", ""),
@@ -58,7 +67,7 @@ class Message(base.Message):
             headers[DELIVERY_COUNT] = num_delivered - 1
         properties["delivery_info"] = info
         super().__init__(
-            body=raw.wire.payload,
+            body=body,
             channel=channel,
             delivery_tag=raw.delivery_tag,
             content_type=properties.get("content_type"),

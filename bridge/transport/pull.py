@@ -32,7 +32,14 @@ MAX_BATCH = 256
 class Delivery:
     """One message as JetStream delivered it, with what the reply subject says about it."""
 
-    __slots__ = ("ack_subject", "message", "num_delivered", "num_pending", "stream_seq")
+    __slots__ = (
+        "ack_subject",
+        "message",
+        "num_delivered",
+        "num_pending",
+        "stream",
+        "stream_seq",
+    )
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -41,6 +48,7 @@ class Delivery:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
         # or with domain and account hash in front of the stream (ADR-15 of NATS).
         first = 4 if len(tokens) == 9 else 6
+        self.stream = tokens[first - 2]
         self.num_delivered = int(tokens[first])
         self.stream_seq = int(tokens[first + 1])
         self.num_pending = int(tokens[first + 4])
@@ -104,11 +112,11 @@ class QueuePull:
         """Messages that fetches may still bring; they will be there or not within a round trip."""
         return sum(level.asked for level in self._levels.values() if level.fetching)
 
-    def refill(self) -> None:
-        """Ask for what there is credit for, the highest priority first."""
+    def refill(self) -> bool:
+        """Ask for what there is credit for, the highest priority first; True for a new fetch."""
         now = time.monotonic()
         if now < self._paused_until:
-            return
+            return False
         for priority, level in self._levels.items():
             if level.asked and now > level.deadline:
                 level.asked = 0
@@ -118,9 +126,11 @@ class QueuePull:
                     self._pull(priority, level, 1, now, fetch=False)
                 continue
             free = self._credit()
-            if not level.asked and free > 0:
-                self._pull(priority, level, min(free, level.num_pending or free), now, fetch=True)
-            return
+            if level.asked or free <= 0:
+                return False
+            self._pull(priority, level, min(free, level.num_pending or free), now, fetch=True)
+            return True
+        return False
 
     def _pull(self, priority: int, level: _Level, count: int, now: float, *, fetch: bool) -> None:
         level.asked = min(count, MAX_BATCH)

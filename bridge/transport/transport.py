@@ -14,6 +14,7 @@ Connection String
 Transport Options
 =================
 * ``ack_wait``: seconds a silent worker keeps its deliveries (30)
+* ``max_deliveries``: how often a message may be delivered before it is set aside (20)
 * ``timeout``: seconds a request may take (5)
 * ``replicas``: copies of each stream this transport creates (1)
 * ``token``, ``nkey_seed_file``, ``credentials_file``, ``tls_ca_file``, ``tls_cert_file``,
@@ -38,6 +39,8 @@ from bridge.wire.options import DEFAULT_PORT, TRANSPORT_OPTIONS
 
 ACK_WAIT_SECONDS = 30.0
 TIMEOUT_SECONDS = 5.0
+#: As RabbitMQ 4 has it for quorum queues.
+MAX_DELIVERIES = 20
 #: Celery's `broker_use_ssl` -> ConnectOptions
 _SSL_OPTIONS = {"ca_certs": "tls_ca_file", "certfile": "tls_cert_file", "keyfile": "tls_key_file"}
 
@@ -76,6 +79,9 @@ class Transport(base.Transport):
             Names(client.virtual_host or DEFAULT_VHOST),
             ack_wait=float(
                 options.get("ack_wait") or os.environ.get("ACK_WAIT_SECONDS") or ACK_WAIT_SECONDS
+            ),
+            max_deliveries=int(
+                options.get("max_deliveries") or os.environ.get("MAX_DELIVERIES") or MAX_DELIVERIES
             ),
             timeout=float(options.get("timeout") or TIMEOUT_SECONDS),
             replicas=int(options.get("replicas") or os.environ.get("NATS_REPLICAS") or 1),

@@ -18,6 +18,7 @@ from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
 from bridge.worker.announce import Announce
+from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
 
 #: Set by whoever collects our log lines.
@@ -55,7 +56,7 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     # Celery names the brokers these two work on; they need fan-out and replies, which we have.
     Mingle.compatible_transports = Mingle.compatible_transports | {"nats"}
     Gossip.compatible_transports = Gossip.compatible_transports | {"nats"}
-    app.steps["consumer"].update({Tombstones, Announce})
+    app.steps["consumer"].update({Tombstones, Announce, ReportDead})
 
 
 def _on_task_start(task: Any, **_: Any) -> None:
