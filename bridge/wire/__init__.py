@@ -1,11 +1,12 @@
 """A small blocking NATS client for programs that fork and block: Celery workers and gunicorn."""
 
-from bridge.wire.connection import Connection, PayloadTooLarge
+from bridge.wire.connection import Connection
 from bridge.wire.jetstream import JetStream, JetStreamError, PubAck
-from bridge.wire.kv import Bucket, BucketMirror, KeyExists
+from bridge.wire.kv import Bucket, KeyExists
+from bridge.wire.mirror import BucketMirror
 from bridge.wire.options import ConnectOptions
 from bridge.wire.pool import ConnectionPool
-from bridge.wire.protocol import Message
+from bridge.wire.protocol import Message, PayloadTooLarge
 
 __all__ = [
     "Connection",

@@ -22,7 +22,8 @@ def login_fields(options: ConnectOptions, nonce: str) -> dict[str, Any]:
         return {"jwt": jwt, "sig": _sign(seed, nonce)}
     if options.nkey_seed_file:
         seed = _read(options.nkey_seed_file).strip()
-        return {"nkey": _key_pair(seed).public_key.decode(), "sig": _sign(seed, nonce)}
+        public_key = _key_pair(seed).public_key.decode()
+        return {"nkey": public_key, "sig": _sign(seed, nonce)}
     if options.token:
         return {"auth_token": options.token}
     if options.user:
@@ -36,21 +37,30 @@ def read_credentials(path: str) -> tuple[str, str]:
     try:
         return blocks["NATS USER JWT"], blocks["USER NKEY SEED"]
     except KeyError as missing:
-        raise ConfigError(f"{path} is no NATS credentials file: no {missing} block") from None
+        raise ConfigError(
+            f"{path} is no NATS credentials file (no {missing} block): name the .creds file of a "
+            "NATS user in NATS_CREDENTIALS_FILE"
+        ) from None
 
 
 def _read(path: str) -> str:
     try:
-        return Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read the NATS credentials: {error}") from error
+        return Path(path).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the NATS login cannot be read from {path} ({error}): check NATS_CREDENTIALS_FILE "
+            "or NATS_NKEY_SEED_FILE"
+        ) from error
 
 
 def _key_pair(seed: str) -> Any:
     try:
         return nkeys.from_seed(bytearray(seed.encode()))
     except (nkeys.NkeysError, ValueError) as error:
-        raise ConfigError(f"the NATS nkey seed is not valid: {error!r}") from error
+        raise ConfigError(
+            f"the NATS nkey seed is not valid ({error!r}): it starts with SU and is not the "
+            "public key"
+        ) from error
 
 
 def _sign(seed: str, nonce: str) -> str:

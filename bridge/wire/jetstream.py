@@ -14,7 +14,14 @@ from bridge.wire.connection import Connection, Outgoing
 from bridge.wire.protocol import Message
 
 #: Settings of a stream that must be as we say; an operator may tune all others.
-_REQUIRED = ("subjects", "allow_direct", "allow_msg_ttl", "allow_msg_schedules")
+_REQUIRED = (
+    "subjects",
+    "retention",
+    "allow_direct",
+    "allow_msg_ttl",
+    "allow_msg_schedules",
+    "allow_rollup_hdrs",
+)
 _NAME_IN_USE = 10058
 #: JetStream's error for a failed expected-last-sequence check (nats-facts: CAS)
 WRONG_LAST_SEQUENCE = 10071
@@ -99,13 +106,7 @@ class JetStream:
             ],
             self.timeout,
         )
-        answers = []
-        for (name, _), reply in zip(calls, replies, strict=True):
-            answer: dict[str, Any] = msgspec.json.decode(reply.payload)
-            if "error" in answer:
-                raise JetStreamError(msgspec.convert(answer["error"], ApiError), name)
-            answers.append(answer)
-        return answers
+        return [_api_answer(reply, name) for reply, (name, _) in zip(replies, calls, strict=True)]
 
     def get_last(self, stream: str, subject: str) -> Message | None:
         """Return the last message on a subject, deletions and expiry markers as None."""
@@ -117,6 +118,9 @@ class JetStream:
             [(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", None) for subject in subjects],
             self.timeout,
         )
+        for reply in replies:
+            if reply.status not in {None, NO_MESSAGE_FOUND}:
+                raise status_error(reply, stream)
         return [None if is_gone(reply) else reply for reply in replies]
 
     def ensure_stream(self, config: Mapping[str, Any]) -> None:
@@ -130,10 +134,27 @@ class JetStream:
         except JetStreamError as error:
             if error.err_code != _NAME_IN_USE:
                 raise
-            existing = self.api(f"STREAM.INFO.{name}")["config"]
-            required = {key: config[key] for key in _REQUIRED if key in config}
-            if any(existing.get(key) != value for key, value in required.items()):
-                self.api(f"STREAM.UPDATE.{name}", {**existing, **required})
+        else:
+            return
+        existing = self.api(f"STREAM.INFO.{name}")["config"]
+        required = {key: config[key] for key in _REQUIRED if key in config}
+        wrong = sorted(key for key, value in required.items() if existing.get(key) != value)
+        if wrong:
+            self._update_stream({**existing, **required}, wrong)
+
+    def _update_stream(self, config: Mapping[str, Any], wrong: list[str]) -> None:
+        name = config["name"]
+        try:
+            self.api(f"STREAM.UPDATE.{name}", config)
+        except JetStreamError as error:
+            advice = (
+                f"stream {name} exists with another {', '.join(wrong)}, and the server says: "
+                f"{error.description}. Remove the stream (`nats stream rm {name}`) or use another "
+                "virtual host"
+            )
+            raise JetStreamError(
+                ApiError(error.api_code, error.err_code, advice), f"STREAM.UPDATE.{name}"
+            ) from error
 
     def ensure_topology(self, names: Names, replicas: int = 1) -> None:
         """Create what is missing of a virtual host's streams and buckets."""
@@ -153,6 +174,22 @@ def _pub_ack(reply: Message, subject: str) -> PubAck | JetStreamError:
     if answer.error is not None:
         return JetStreamError(answer.error, subject)
     return PubAck(answer.stream, answer.seq, answer.duplicate)
+
+
+def _api_answer(reply: Message, name: str) -> dict[str, Any]:
+    try:
+        answer = msgspec.json.decode(reply.payload, type=dict[str, Any])
+        error = msgspec.convert(answer.get("error"), ApiError | None)
+    except msgspec.MsgspecError as failure:
+        raise JetStreamError(ApiError(description=f"no answer but {failure}"), name) from failure
+    if error is not None:
+        raise JetStreamError(error, name)
+    return answer
+
+
+def status_error(message: Message, stream: str) -> JetStreamError:
+    """Return the exception for a direct get that was refused, for instance as malformed."""
+    return JetStreamError(ApiError(message.status or 500, 0, message.description), stream)
 
 
 def is_gone(message: Message) -> bool:

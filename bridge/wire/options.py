@@ -27,6 +27,8 @@ ENVIRONMENT = {
     "tls_key_file": "NATS_TLS_KEY_FILE",
     "tls_handshake_first": "NATS_TLS_HANDSHAKE_FIRST",
 }
+#: Fields that say who we are; the ways to log in exclude one another.
+LOGIN_FIELDS = ("user", "password", "token", "nkey_seed_file", "credentials_file")
 #: Fields that Celery's transport options may carry under the same names.
 TRANSPORT_OPTIONS = (
     "token",
@@ -67,12 +69,11 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
         """Read ``nats://[user:password@|token@]host[:port][,host…][/vhost]``.
 
         Schemes are ``nats`` and ``tls``. What neither the URL nor `overrides` sets comes from
-        ENVIRONMENT. Raises ConfigError on a URL that is none.
+        ENVIRONMENT; its login counts only where they name none. Raises ConfigError on a URL
+        that is none.
         """
-        first, *others = url.split(",")
-        scheme = urlsplit(first).scheme
-        parts = [urlsplit(first), *(urlsplit(_with_scheme(o, scheme)) for o in others)]
         try:
+            parts = [urlsplit(server) for server in _servers(url)]
             servers = tuple(
                 (part.hostname or "localhost", part.port or DEFAULT_PORT) for part in parts
             )
@@ -82,11 +83,17 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
             raise ConfigError(
                 f"not a NATS URL: {mask_text(url)}; write nats://host:port or tls://…"
             )
+        given = {**_login(parts[0].username, parts[0].password), **overrides}
         fields: dict[str, Any] = _from_environment()
-        fields.update(_login(parts[0].username, parts[0].password))
-        fields["tls"] = scheme == "tls" or bool(fields.get("tls_ca_file"))
-        fields.update(overrides)
+        if any(given.get(name) for name in LOGIN_FIELDS):
+            fields = {name: value for name, value in fields.items() if name not in LOGIN_FIELDS}
+        fields.update(given)
+        fields.setdefault("tls", parts[0].scheme == "tls" or bool(fields.get("tls_ca_file")))
         return cls(servers=servers, **fields)
+
+    def __repr__(self) -> str:
+        # A struct's own would show the password.
+        return f"<ConnectOptions {self.name} {self.servers}>"
 
     def ssl_context(self) -> ssl.SSLContext:
         """Return the TLS context. Raises ConfigError when a file cannot be read."""
@@ -95,12 +102,21 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
             if self.tls_cert_file:
                 context.load_cert_chain(self.tls_cert_file, self.tls_key_file)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"cannot read the TLS files for NATS: {error}") from error
+            raise ConfigError(
+                f"the TLS files for NATS cannot be used ({error}): check NATS_TLS_CA_FILE, "
+                "NATS_TLS_CERT_FILE and NATS_TLS_KEY_FILE"
+            ) from error
         return context
 
 
-def _with_scheme(server: str, scheme: str) -> str:
-    return server if "://" in server else f"{scheme}://{server}"
+def _servers(url: str) -> list[str]:
+    """Return one URL per server; the first one's scheme holds for those without."""
+    first, *others = url.split(",")
+    scheme, *_ = first.partition("://")
+    servers = [first, *(o if "://" in o else f"{scheme}://{o}" for o in others)]
+    if any(not server.rpartition("://")[2] for server in servers[1:]):
+        raise ValueError("a server name is missing beside a comma")
+    return servers
 
 
 def _from_environment() -> dict[str, Any]:

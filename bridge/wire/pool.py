@@ -40,8 +40,10 @@ class ConnectionPool:
 
     def _take(self) -> Connection:
         if os.getpid() != self._pid:
-            self._idle = deque()
+            inherited, self._idle = self._idle, deque()
             self._pid = os.getpid()
+            for connection in inherited:
+                connection.close()
         while True:
             try:
                 connection = self._idle.pop()

@@ -5,11 +5,14 @@ Source: the client protocol of the NATS documentation and ADR-4 (headers).
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
+
+logger = logging.getLogger("nats")
 
 CRLF: Final = b"\r\n"
 PING: Final = b"PING\r\n"
@@ -17,6 +20,9 @@ PONG: Final = b"PONG\r\n"
 _HEADER_VERSION: Final = b"NATS/1.0"
 #: A control line longer than this is not NATS; INFO of a large cluster stays far below.
 MAX_CONTROL_LINE_BYTES: Final = 1024 * 1024
+
+#: NATS sizes are int32, and no connection has more subscriptions.
+_MAX_DIGITS: Final = 10
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _BAD_VALUE = re.compile(r"[\r\n\x00]|^[ \t]|[ \t]$")
@@ -27,11 +33,24 @@ class ProtocolError(ValueError):
     """The peer sent something that is not the NATS protocol."""
 
 
+class PayloadTooLarge(ValueError):
+    """A message is larger than the server takes; it was not sent. Sizes in bytes."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the message has {size} bytes and the NATS server takes {limit}: send less, or raise "
+            "max_payload in the server's configuration"
+        )
+        self.size = size
+        self.limit = limit
+
+
 class Message:
     """One message as it came in.
 
     `status` and `description` are set on JetStream's status messages, which carry no payload
-    (404 no messages, 408 request timeout, 503 no responders, 100 heartbeat).
+    (404 no messages, 408 request timeout, 503 no responders, 100 heartbeat). The server passes
+    on whatever a publisher calls headers: a malformed block is logged and counts as none.
     """
 
     __slots__ = ("_decoded", "_raw_headers", "payload", "reply", "sid", "subject")
@@ -49,7 +68,11 @@ class Message:
     def _head(self) -> tuple[int | None, str, dict[str, str]]:
         # Decoded on first use: most replies are read for their payload only.
         if self._decoded is None:
-            self._decoded = decode_headers(self._raw_headers)
+            try:
+                self._decoded = decode_headers(self._raw_headers)
+            except ProtocolError as error:
+                logger.warning("headers of a message on %s ignored: %s", self.subject, error)
+                self._decoded = None, "", {}
         return self._decoded
 
     @property
@@ -110,9 +133,10 @@ class Parser:
         self._need = 0
         while True:
             end = buffer.find(CRLF, position)
+            # The last byte may be the first half of the line's end.
+            if (end if end >= 0 else len(buffer) - 1) - position > MAX_CONTROL_LINE_BYTES:
+                raise ProtocolError("control line without end")
             if end < 0:
-                if len(buffer) - position > MAX_CONTROL_LINE_BYTES:
-                    raise ProtocolError("control line without end")
                 break
             next_position = self._frame(buffer, position, end, frames)
             if next_position == position:
@@ -138,7 +162,7 @@ class Parser:
         elif line.startswith(b"INFO "):
             try:
                 frames.append(Info(msgspec.json.decode(line[5:], type=dict[str, Any])))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
                 raise ProtocolError(f"INFO is not JSON: {error}") from error
         else:
             raise ProtocolError(f"unknown operation {line[:40]!r}")
@@ -146,18 +170,21 @@ class Parser:
 
     def _message(self, buffer: bytes, start: int, end: int, frames: list[Frame]) -> int:
         words = buffer[start:end].split()
-        has_headers = words[0] == b"HMSG"
+        with_headers = len(words) > 4 and words[0] == b"HMSG"
         try:
-            if not has_headers and words[0] != b"MSG":
-                raise ProtocolError(f"unknown operation {words[0][:40]!r}")
-            total = int(words[-1])
-            header_size = int(words[-2]) if has_headers else 0
-            reply = words[3].decode() if len(words) == 5 + has_headers else ""
-            subject, sid = words[1].decode(), int(words[2])
-        except (IndexError, ValueError) as error:
-            raise ProtocolError(f"malformed message line {buffer[start:end][:80]!r}") from error
-        if not 0 <= header_size <= total:
-            raise ProtocolError(f"malformed message line {buffer[start:end][:80]!r}")
+            # HMSG subject sid [reply] header-size size; MSG lacks the header size.
+            if not with_headers and words[0] != b"MSG":
+                raise ProtocolError("unknown operation")
+            if len(words) - with_headers not in {4, 5}:
+                raise ProtocolError("wrong number of fields")
+            total = _size(words[-1])
+            header_size = _size(words[-2]) if with_headers else 0
+            if header_size > total:
+                raise ProtocolError("headers larger than the whole")
+            subject, sid = words[1].decode(), _size(words[2])
+            reply = words[3].decode() if len(words) - with_headers == 5 else ""
+        except ValueError as error:
+            raise ProtocolError(f"{error}: {buffer[start:end][:80]!r}") from error
         body = end + 2
         stop = body + total
         if len(buffer) < stop + 2:
@@ -168,6 +195,13 @@ class Parser:
         split = body + header_size
         frames.append(Message(subject, sid, reply, buffer[body:split], buffer[split:stop]))
         return stop + 2
+
+
+def _size(digits: bytes) -> int:
+    # int() alone would take "+1" and "1_0", and sizes no server can mean.
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
+        raise ProtocolError("not a number of messages or bytes")
+    return int(digits)
 
 
 def encode_connect(fields: Mapping[str, Any]) -> bytes:
@@ -184,21 +218,30 @@ def encode_unsubscribe(sid: int, after_messages: int = 0) -> bytes:
 
 
 def encode_publish(
-    subject: str, payload: bytes, headers: Mapping[str, str] | None = None, reply: str = ""
+    subject: str,
+    payload: bytes,
+    headers: Mapping[str, str] | None = None,
+    reply: str = "",
+    max_payload: int = 0,
 ) -> bytes:
-    """Return a PUB or HPUB frame. Raises ValueError on a subject or header that would break it."""
+    """Return a PUB or HPUB frame.
+
+    Raises ValueError on a subject or header that would break it, PayloadTooLarge when headers
+    and payload together exceed `max_payload` bytes (0: no limit), since the server would cut
+    the connection, and with it everything in flight.
+    """
     _check_subject(subject)
-    target = f"{subject} {reply}" if reply else subject
-    if not headers:
-        return b"PUB %b %d\r\n%b\r\n" % (target.encode(), len(payload), payload)
-    head = encode_headers(headers)
-    return b"HPUB %b %d %d\r\n%b%b\r\n" % (
-        target.encode(),
-        len(head),
-        len(head) + len(payload),
-        head,
-        payload,
-    )
+    target = subject
+    if reply:
+        _check_subject(reply)
+        target = f"{subject} {reply}"
+    head = encode_headers(headers) if headers else b""
+    size = len(head) + len(payload)
+    if max_payload and size > max_payload:
+        raise PayloadTooLarge(size, max_payload)
+    if not head:
+        return b"PUB %b %d\r\n%b\r\n" % (target.encode(), size, payload)
+    return b"HPUB %b %d %d\r\n%b%b\r\n" % (target.encode(), len(head), size, head, payload)
 
 
 def _check_subject(subject: str) -> None:
@@ -240,7 +283,6 @@ def decode_headers(raw: bytes) -> tuple[int | None, str, dict[str, str]]:
     code, _, description = first[len(_HEADER_VERSION) :].strip().partition(b" ")
     if not code:
         return None, "", fields
-    try:
-        return int(code), description.decode(errors="replace"), fields
-    except ValueError as error:
-        raise ProtocolError(f"malformed header status {first[:40]!r}") from error
+    if not code.isdigit() or len(code) > _MAX_DIGITS:
+        raise ProtocolError(f"malformed header status {first[:40]!r}")
+    return int(code), description.decode(errors="replace"), fields

@@ -1,0 +1,123 @@
+"""The socket of one connection: who may use it when, and what happens when it breaks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import ssl
+import threading
+import time
+
+from bridge.errors import NatsConnectionError
+from bridge.wire import wait
+
+#: More than a TLS record, so that nothing stays behind in OpenSSL where poll() cannot see it.
+_READ_BYTES = 256 * 1024
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class Pipe:
+    """Sends from any thread, receives in one at a time; whoever sees it break closes it.
+
+    Belongs to the process that made it; in a forked child it can only be closed, and that says
+    nothing to the server.
+    """
+
+    def __init__(self, sock: socket.socket, write_timeout: float) -> None:
+        """`sock` is non-blocking; `write_timeout` (seconds) is how long it may stay full."""
+        self._socket: socket.socket | None = sock
+        self._write_timeout = write_timeout
+        self._pid = os.getpid()
+        # Writes of several threads must not mix, and TLS state is shared by both directions.
+        self._lock = threading.RLock()
+
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
+    def usable(self) -> socket.socket:
+        """Return the socket. Raises NatsConnectionError once closed, and after a fork."""
+        if self._socket is None:
+            raise NatsConnectionError("the connection to NATS is closed")
+        if os.getpid() != self._pid:
+            raise NatsConnectionError("this connection to NATS was opened before a fork")
+        return self._socket
+
+    def send(self, data: bytes) -> None:
+        """Send all of `data`. Raises NatsConnectionError."""
+        # Before the lock, which a thread of our parent may have held when we were forked.
+        self.usable()
+        with self._lock:
+            sock = self.usable()
+            view = memoryview(data)
+            deadline = 0.0
+            while view:
+                try:
+                    view = view[sock.send(view) :]
+                except _WOULD_BLOCK as error:
+                    deadline = deadline or time.monotonic() + self._write_timeout
+                    tls_reads = isinstance(error, ssl.SSLWantReadError)
+                    wait_for = wait.readable if tls_reads else wait.writable
+                    if not wait_for(sock, deadline - time.monotonic()):
+                        raise self.broken("the server takes no more data") from None
+                except OSError as error:
+                    raise self.broken(str(error)) from error
+
+    def receive(self, timeout: float | None) -> bytes | None:
+        """Return what comes within `timeout` seconds (None: for ever), None when nothing does.
+
+        Raises NatsConnectionError when the connection broke or the server closed it.
+        """
+        sock = self.usable()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            if timeout != 0 and not wait.readable(sock, left):
+                return None
+            data = self._receive(sock)
+            if data:
+                return data
+            if data is not None:
+                raise self.broken("the server closed it")
+            if timeout == 0:
+                return None
+
+    def _receive(self, sock: socket.socket) -> bytes | None:
+        """Return what lies there, None when it is nothing or not yet a whole TLS record."""
+        try:
+            # Only TLS needs the lock; without it a keeper may write while we read.
+            if isinstance(sock, ssl.SSLSocket):
+                with self._lock:
+                    return sock.recv(_READ_BYTES)
+            return sock.recv(_READ_BYTES)
+        except _WOULD_BLOCK:
+            return None
+        except (OSError, ValueError) as error:  # ValueError: TLS, closed by another thread
+            raise self.broken(str(error)) from error
+
+    def has_unread(self) -> bool:
+        """True when data lies there that nobody has read."""
+        return wait.readable(self.usable(), 0)
+
+    def broken(self, reason: str) -> NatsConnectionError:
+        """Close, and return the exception to raise."""
+        self.close()
+        return NatsConnectionError(f"the connection to NATS broke: {reason}")
+
+    def close(self) -> None:
+        """Close the socket and wake who waits for it. Safe to call twice, from any thread."""
+        held, self._socket = self._socket, None
+        if held is None:
+            return
+        if os.getpid() != self._pid:
+            # Without the lock, which a thread of the parent may have held when we were forked.
+            held.close()
+            return
+        with contextlib.suppress(OSError):
+            # Wakes a thread that waits in poll(); close() alone would not. The base class's,
+            # since SSLSocket's own first makes a plain socket of itself, and another thread
+            # might then write to it in clear text.
+            socket.socket.shutdown(held, socket.SHUT_RDWR)
+        with self._lock:
+            held.close()
