@@ -11,8 +11,8 @@ from typing import Final
 
 #: Highest priority; higher is sooner (ADR 0003).
 MAX_PRIORITY: Final = 9
-#: What a task gets whose sender named no priority (ADR 0003).
-DEFAULT_PRIORITY: Final = 5
+#: What a message has whose sender named no priority, as in AMQP (ADR 0003).
+DEFAULT_PRIORITY: Final = 0
 PRIORITIES: Final = tuple(range(MAX_PRIORITY, -1, -1))
 DEFAULT_VHOST: Final = "default"
 #: Celery's exchange for events (celery.events.event).

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from bridge.errors import InvalidTaskData
-from bridge.names import DEFAULT_PRIORITY, MAX_PRIORITY
+from bridge.names import MAX_PRIORITY
 
-PRIORITY_WORDS: Final = {"low": 2, "normal": DEFAULT_PRIORITY, "high": 7, "critical": MAX_PRIORITY}
+PRIORITY_WORDS: Final = {"low": 0, "normal": 3, "high": 6, "critical": MAX_PRIORITY}
 #: A year: longer waits are more likely a wrong unit than a wish.
 MAX_DELAY_SECONDS: Final = 366 * 86_400.0
 MAX_TIMEOUT_SECONDS: Final = 7 * 86_400.0
@@ -37,7 +37,7 @@ class Submission(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         msgspec.Meta(
             description="0 to 9, higher is sooner; low is 2, normal 5, high 7, critical 9."
         ),
-    ] = DEFAULT_PRIORITY
+    ] = PRIORITY_WORDS["normal"]
     timeout: Annotated[
         Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] | None,
         msgspec.Meta(

@@ -56,6 +56,9 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     # Celery names the brokers these two work on; they need fan-out and replies, which we have.
     Mingle.compatible_transports = Mingle.compatible_transports | {"nats"}
     Gossip.compatible_transports = Gossip.compatible_transports | {"nats"}
+    if WORKER_ID_VARIABLE in os.environ:
+        # REST tasks have a priority: what they start in turn must not wait behind all new ones.
+        app.conf.task_inherit_parent_priority = True
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
 
 

@@ -46,7 +46,7 @@ def test_the_example_request_gives_the_right_analysis(service: RunningService) -
 
     expected = _expected()
     result = view["result"]
-    assert (accepted["queue"], accepted["priority"]) == ("celery", 7)
+    assert (accepted["queue"], accepted["priority"]) == ("celery", 6)
     assert view["state"] == "SUCCESS"
     assert result["row_count"] == expected["rows"] > 60
     assert (result["first_date"], result["last_date"]) == (expected["first"], expected["last"])
