@@ -5,11 +5,12 @@ Transient queues need no entry here: they listen on the exchange's core subject 
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
 
-from bridge.names import Names, escape, unescape
+from bridge.names import EVENT_EXCHANGE, Names, escape, unescape
 from bridge.wire import Bucket, JetStream, KeyExists, Message
 from bridge.wire.jetstream import is_gone
 
@@ -76,12 +77,26 @@ class BindingTable:
             bindings[key] = _decode(message.payload)
 
     def queues_for(self, exchange: str, routing_key: str) -> set[str]:
-        """Return the durable queues a message goes to, each once."""
+        """Return the durable queues a message goes to, each once.
+
+        Costs a round trip, after which no binding that anybody was told of is missing. Events
+        are sent by the thousand and their receivers' queues are transient: for them it must do
+        to read what has come already.
+        """
+        if self._bindings is not None and exchange == EVENT_EXCHANGE:
+            self._read_changes()
+        elif self._bindings is not None:
+            self._js.connection.flush()
         return {
             binding.queue
             for binding in self._loaded().values()
             if binding.exchange == exchange and binding.matches(routing_key)
         }
+
+    def _read_changes(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                self._js.connection.drain(0)
 
     def add(self, binding: Binding) -> None:
         if self._loaded().get(binding.bucket_key) == binding:
