@@ -56,6 +56,8 @@ class ApiKeys:
                     f"{path}, line {number}: not name:sha256. Make a line with "
                     "`python -m bridge apikey`."
                 )
+            if match[1] in digests:
+                raise ConfigError(f"{path}, line {number}: {match[1]!r} stands there twice.")
             digests[match[1]] = match[2]
         if not digests:
             raise ConfigError(f"{path} holds no API key. Make one with `python -m bridge apikey`.")

@@ -1,0 +1,118 @@
+"""Task types: only what live workers announced can be submitted, and only with fitting data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridge.errors import InvalidTaskData, ServiceUnavailable
+from bridge.records import WORKER_TTL_SECONDS, TaskType, WorkerRecord
+from bridge.submission.registry import AnnouncedType, LiveWorker, TaskTypes
+
+_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "input": {"type": "string"},
+        "parameters": {"type": "object", "properties": {"window": {"type": "integer"}}},
+        "rows": {"type": "array", "items": {"type": "integer"}},
+    },
+    "required": ["input"],
+    "additionalProperties": False,
+}
+_NOW = 1_800_000_000.0
+
+
+class MemoryWorkers:
+    """Workers without a bucket."""
+
+    def __init__(self, *workers: LiveWorker) -> None:
+        self.values = {each.record.hostname: each for each in workers}
+
+
+def _worker(hostname: str, *types: str, age: float = 0.0, queue: str = "celery") -> LiveWorker:
+    return LiveWorker(
+        WorkerRecord(
+            hostname=hostname,
+            pid=1,
+            pool="solo",
+            concurrency=1,
+            queues=[queue],
+            types=[TaskType(name=name, queue=queue, schema=_SCHEMA) for name in types],
+            started_epoch=_NOW - 100 + len(hostname),
+            announced_epoch=_NOW - age,
+        )
+    )
+
+
+def _types(workers: MemoryWorkers) -> TaskTypes:
+    return TaskTypes(workers, clock=lambda: _NOW)
+
+
+def test_youngest_worker_decides() -> None:
+    """Of two announcements of a type that of the worker started last counts."""
+    types = _types(MemoryWorkers(_worker("a", "t", queue="old"), _worker("bb", "t", queue="new")))
+
+    assert types.lookup("t").task_type.queue == "new"
+
+
+def test_unknown_type_is_refused_with_near_names() -> None:
+    """A mistyped type is answered with what was probably meant."""
+    types = _types(MemoryWorkers(_worker("a", "data_processing", "noop")))
+
+    with pytest.raises(InvalidTaskData, match=r"task_type: 'data_procesing'.*data_processing"):
+        types.lookup("data_procesing")
+
+
+def test_no_live_worker_is_unavailable() -> None:
+    """A worker that was silent too long does not count."""
+    types = _types(MemoryWorkers(_worker("a", "t", age=WORKER_TTL_SECONDS + 1)))
+
+    with pytest.raises(ServiceUnavailable, match="No worker is running"):
+        types.lookup("t")
+
+
+def test_type_whose_worker_has_gone_is_unavailable() -> None:
+    """What could be submitted a moment ago is unavailable, not unknown."""
+    workers = MemoryWorkers(_worker("a", "t"), _worker("b", "other"))
+    types = _types(workers)
+    types.lookup("t")
+    workers.values.pop("a")
+
+    with pytest.raises(ServiceUnavailable, match="'t'"):
+        types.lookup("t")
+
+
+def test_all_lists_every_type_once() -> None:
+    """The list holds each type once, by name."""
+    types = _types(MemoryWorkers(_worker("a", "z", "t"), _worker("b", "t")))
+
+    assert [each.name for each in types.all()] == ["t", "z"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ({"input": "a", "parameters": {"window": "x"}}, "task_data.parameters.window: "),
+        ({"input": "a", "rows": [1, "x"]}, "task_data.rows[1]: "),
+        ({}, 'task_data: "input" is a required property'),
+        ({"input": "a", "q": 1}, "('q' was unexpected)"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_by_field(data: dict[str, Any], told: str) -> None:
+    """The message names the place of the fault in task_data."""
+    with pytest.raises(InvalidTaskData) as refused:
+        AnnouncedType(TaskType(name="t", queue="q", schema=_SCHEMA)).check(data)
+
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "nonsense"}, {"$ref": "http://localhost:1/schema.json"}]
+)
+def test_unusable_schema_is_the_workers_fault(schema: dict[str, Any]) -> None:
+    """A schema that is none, or points elsewhere, is told as such and fetches nothing."""
+    announced = AnnouncedType(TaskType(name="t", queue="q", schema=schema))
+
+    with pytest.raises(ServiceUnavailable, match="JSON Schema of task type 't'"):
+        announced.check({})
