@@ -59,10 +59,11 @@ class ResultConsumer(BaseResultConsumer):
     def consume_from(self, task_id: str) -> None:
         """Have `on_state_change` called with every state of a task from now on."""
         with self._guard:
+            # First, since this very task may be among them: it is then asked for anew.
+            self._drop_cancelled()
             if task_id in self._sids:
                 return
             self._sids[task_id] = 0
-            self._drop_cancelled()
             try:
                 self._watch(self._open(), task_id)
             except NatsConnectionError:
