@@ -27,6 +27,12 @@ class _Entry:
         self.outgoing = outgoing
         self.acks: Acks = []
         self.failure: NatsConnectionError | PayloadTooLarge | None = None
+        #: it is this caller's turn to send
+        self.leads = False
+        # Held until the messages are settled or the caller leads. One for each caller: with
+        # one for all, whoever comes new could overtake those who wait, again and again.
+        self.wake = threading.Lock()
+        self.wake.acquire()
 
     @property
     def done(self) -> bool:
@@ -47,8 +53,10 @@ class Outbox:
 
     def __init__(self, pool: ConnectionPool) -> None:
         self._pool = pool
+        self._guard = threading.Lock()
+        #: the first of them leads, unless a batch is on its way
         self._waiting: deque[_Entry] = deque()
-        self._turn = threading.Lock()
+        self._sending = False
 
     def store(self, outgoing: list[Outgoing], deadline: Deadline) -> Acks:
         """Send messages and return one PubAck or refusal for each.
@@ -58,29 +66,43 @@ class Outbox:
             PayloadTooLarge: a message is larger than the server takes.
         """
         entry = _Entry(outgoing)
-        self._waiting.append(entry)
-        if not self._turn.acquire(timeout=deadline.remaining()):
+        with self._guard:
+            self._waiting.append(entry)
+            entry.leads = not self._sending
+            self._sending = True
+        if not entry.leads and not entry.wake.acquire(timeout=deadline.remaining()):
             self._give_up(entry)
-            raise NatsTimeout("NATS did not answer in time. Try again shortly.")
-        try:
-            # A caller before us may have taken our messages along.
-            while not entry.done:
-                self._send(self._batch(), deadline)
-        finally:
-            self._turn.release()
+        if entry.leads:
+            self._lead(deadline)
         return entry.result()
 
     def _give_up(self, entry: _Entry) -> None:
+        """Raise NatsTimeout, unless the entry's turn has just come: it must be taken."""
+        with self._guard:
+            if entry.leads or entry.done:
+                return
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+        # Where it is on its way already, whether it was stored is unknown.
+        raise NatsTimeout("NATS did not answer in time. Try again shortly.")
+
+    def _lead(self, deadline: Deadline) -> None:
+        batch = self._batch()
         try:
-            self._waiting.remove(entry)
-        except ValueError:
-            return  # on its way already: whether it was stored is unknown
+            self._send(batch, deadline)
+        finally:
+            for entry in batch:
+                if not entry.leads:
+                    entry.wake.release()
+            with self._guard:
+                self._sending = bool(self._waiting)
+                if self._waiting:
+                    self._waiting[0].leads = True
+                    self._waiting[0].wake.release()
 
     def _batch(self) -> list[_Entry]:
-        batch: list[_Entry] = []
-        while self._waiting and len(batch) < _BATCH:
-            batch.append(self._waiting.popleft())
-        return batch
+        with self._guard:
+            return [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
 
     def _send(self, batch: list[_Entry], deadline: Deadline) -> None:
         try:
