@@ -157,7 +157,7 @@ def test_unreachable_server_is_told_by_name() -> None:
         Connection("nats://127.0.0.1:1", connect_timeout=1) as connection,
         pytest.raises(NatsConnectionError, match=r"127\.0\.0\.1:1"),
     ):
-        connection.connect()
+        connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
 
 
 def test_second_server_of_a_list_is_tried(shared_nats: NatsServer, name: str) -> None:
@@ -191,7 +191,7 @@ def test_wrong_credentials_are_refused_clearly(closed_server: NatsServer) -> Non
     """Without them, or with wrong ones, the error says where they come from."""
     for url in (closed_server.url, closed_server.url.replace("//", "//me:wrong@")):
         with Connection(url) as connection, pytest.raises(NatsAuthError, match="check the login"):
-            connection.connect()
+            connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
 
 
 def test_sender_goes_on_after_a_restart(nats_server: NatsServer, name: str) -> None:
@@ -281,8 +281,9 @@ def test_transport_is_known_without_importing_the_bridge(shared_nats: NatsServer
     program = (
         "import sys\n"
         "from kombu import Connection, Queue\n"
-        "connection = Connection(sys.argv[1]); connection.connect()\n"
-        "print(connection.transport.driver_type, connection.connected)\n"
+        "with Connection(sys.argv[1]) as connection:\n"
+        "    connection.connect()\n"
+        "    print(connection.transport.driver_type, connection.connected)\n"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program, shared_nats.url],
