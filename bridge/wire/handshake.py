@@ -26,6 +26,7 @@ from bridge.wire.protocol import (
 _READ_BYTES = 64 * 1024
 _AUTH_ERRORS = ("authorization", "user authentication", "account authentication")
 _LOGIN_HINT = "check the login in the URL or in " + ", ".join(ENVIRONMENT[f] for f in LOGIN_FIELDS)
+_FIRST_HINT = "do NATS_TLS_HANDSHAKE_FIRST and its handshake_first agree?"
 _CLIENT_CERTIFICATE_HINT = (
     "set NATS_TLS_CERT_FILE and NATS_TLS_KEY_FILE to a certificate that the server trusts"
 )
@@ -60,13 +61,12 @@ def greet(options: ConnectOptions, host: str, port: int) -> Greeted:
         ) from error
     except ssl.SSLError as error:
         raise NatsConnectionError(
-            f"TLS with {place} failed ({error}): is it a NATS server with TLS, and do "
-            "NATS_TLS_HANDSHAKE_FIRST and its handshake_first agree?"
+            f"TLS with {place} failed ({error}): is it a NATS server with TLS, and {_FIRST_HINT}"
         ) from error
     except TimeoutError as error:
         raise NatsConnectionError(
             f"{place} did not answer as NATS within {options.connect_timeout:g} s: is it a NATS "
-            "server, and do NATS_TLS_HANDSHAKE_FIRST and its handshake_first agree?"
+            f"server, and {_FIRST_HINT}"
         ) from error
     except (OSError, UnicodeError, ProtocolError) as error:
         raise NatsConnectionError(
@@ -100,6 +100,10 @@ class _Handshake:
             self._secure()
             self._login()
             self._socket.setblocking(False)
+        except (ssl.SSLError, ConnectionError) as error:
+            self._socket.close()
+            self._blame_certificate(error)
+            raise
         except BaseException:
             self._socket.close()
             raise
@@ -139,13 +143,9 @@ class _Handshake:
             "name": self._options.name,
             **login_fields(self._options, self._info.get("nonce", "")),
         }
-        try:
-            self._send(encode_connect(fields) + PING)
-            while (frame := self._next_frame()) != Control(b"PONG"):
-                self._answer(frame)
-        except (ssl.SSLError, ConnectionError) as error:
-            self._blame_certificate(error)
-            raise
+        self._send(encode_connect(fields) + PING)
+        while (frame := self._next_frame()) != Control(b"PONG"):
+            self._answer(frame)
 
     def _blame_certificate(self, error: OSError) -> None:
         """In TLS 1.3 a server that does not accept our certificate says so after the handshake."""
@@ -170,7 +170,8 @@ class _Handshake:
             self._limit_time()
             data = self._socket.recv(_READ_BYTES)
             if not data:
-                raise ConnectionResetError("it closed the connection")
+                said = "" if self._info else f" without a word; {_FIRST_HINT}"
+                raise ConnectionResetError(f"it closed the connection{said}")
             self._frames.extend(self._parser.feed(data))
         return self._frames.popleft()
 
