@@ -73,6 +73,11 @@ class BrokerConnection:
     def connected(self) -> bool:
         return self.wire.connected
 
+    @property
+    def has_loop(self) -> bool:
+        """True while Celery's hub drives this connection."""
+        return self._loop is not None
+
     # -- channels ----------------------------------------------------------------------
 
     def _unacked(self) -> Iterator[str]:

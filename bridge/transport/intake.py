@@ -109,8 +109,13 @@ class Intake:
             delivery, consumer_tag = held
             self._connection.send_ack(delivery.ack_subject, verdict)
             pull = self._pulls.get(consumer_tag)
-            if verdict is NAK and pull is not None:
+            if pull is None:
+                continue
+            if verdict is NAK:
                 pull.on_requeue(delivery.priority)
+            if not self._connection.has_loop:
+                # No tick will do it, and the reader may wait for what only this makes come.
+                pull.refill()
 
     def give_back(self) -> None:
         """Requeue everything that is held."""

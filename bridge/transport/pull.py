@@ -10,6 +10,7 @@ are one small request each every PULL_EXPIRES_SECONDS.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 
@@ -104,6 +105,8 @@ class QueuePull:
         self._inbox = connection.new_inbox()
         self._sid = connection.subscribe(f"{self._inbox}.*", self._on_message)
         self._paused_until = 0.0
+        # Outside Celery's hub, acks and with them refills come from the pool's threads.
+        self._lock = threading.RLock()
         #: the server no longer knows a consumer: declare the queue before the next pull
         self.consumer_missing = False
 
@@ -113,8 +116,14 @@ class QueuePull:
         return sum(level.asked for level in self._levels.values() if level.fetching)
 
     def refill(self) -> bool:
-        """Ask for what there is credit for, the highest priority first; True for a new fetch."""
-        now = time.monotonic()
+        """Ask for what there is credit for, the highest priority first; True for a new fetch.
+
+        Any thread may call it.
+        """
+        with self._lock:
+            return self._refill(time.monotonic())
+
+    def _refill(self, now: float) -> bool:
         if now < self._paused_until:
             return False
         for priority, level in self._levels.items():
@@ -142,6 +151,10 @@ class QueuePull:
         )
 
     def _on_message(self, message: Message) -> None:
+        with self._lock:
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
         # The subject ends in the priority, be it the queue's or our inbox.
         level = self._levels[int(message.subject.rsplit(".", 1)[1])]
         if message.status is not None:
