@@ -17,6 +17,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
+from bridge.worker import resize
 from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
@@ -60,6 +61,7 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
         # REST tasks have a priority: what they start in turn must not wait behind all new ones.
         app.conf.task_inherit_parent_priority = True
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
+    resize.install(app)
 
 
 def _on_task_start(task: Any, **_: Any) -> None:
