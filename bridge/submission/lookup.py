@@ -18,6 +18,11 @@ from bridge.submission.stored import decode_meta, read
 from bridge.submission.view import Known, TaskView, view_of
 from bridge.wire import Connection, ConnectionPool, JetStream, Message
 
+# The server hands a message to subscribers first and stores it then. One that it handed out just
+# before we subscribed may thus not be stored yet when we read; so we read again, ever more rarely.
+_FIRST_CHECK_SECONDS = 0.25
+_CHECK_GROWTH = 4
+
 
 class StatusView(Protocol):
     """The part of a `BucketMirror` of bucket `status` that is needed here."""
@@ -83,22 +88,21 @@ class TaskLookup:
         return self._view(task_id, known)
 
     def _await_end(self, connection: Connection, task_id: str, seconds: float) -> Known:
-        """Subscribe, then read once: a result between the two is not missed."""
+        """Subscribe, then read: a result between the two is not missed."""
         arrived: list[Message] = []
-        subject = TaskPlaces(self._names, task_id).result_subject
-        sid = connection.subscribe(subject, arrived.append)
+        js = JetStream(connection, ANSWER_SECONDS)
+        end = time.monotonic() + seconds
+        sid = connection.subscribe(TaskPlaces(self._names, task_id).result_subject, arrived.append)
         try:
-            end = time.monotonic() + seconds
-            js = JetStream(connection, ANSWER_SECONDS)
             known = read(js, self._names, task_id, self.active(task_id)).known
-            if known.empty:
-                return known
-            while not (known.meta is not None and known.meta.final):
+            patience = _FIRST_CHECK_SECONDS
+            while not (known.empty or known.ended):
                 left = end - time.monotonic()
                 if left <= 0:
                     break
-                if not arrived:
-                    _drain(connection, left)
+                if not arrived and not _drain(connection, min(left, patience)):
+                    known = read(js, self._names, task_id).known
+                    patience *= _CHECK_GROWTH
                 known = _newest(known, arrived)
                 arrived.clear()
         finally:
@@ -120,13 +124,15 @@ class TaskLookup:
         return next((each for each in snapshot.active if each.task_id == task_id), None)
 
 
-def _drain(connection: Connection, seconds: float) -> None:
+def _drain(connection: Connection, seconds: float) -> bool:
+    """Dispatch what comes within `seconds`; False when nothing came."""
     try:
         connection.drain(seconds)
     except NatsConnectionError:
         raise
     except TimeoutError:
-        return
+        return False
+    return True
 
 
 def _newest(known: Known, arrived: list[Message]) -> Known:

@@ -88,6 +88,11 @@ class Known(msgspec.Struct, kw_only=True, frozen=True):
         """True when nobody knows the task."""
         return self.record is None and self.meta is None and self.active is None
 
+    @property
+    def ended(self) -> bool:
+        """True when the state no longer changes."""
+        return self.meta is not None and self.meta.final
+
 
 def state_of(known: Known, now_epoch: float) -> str:
     """Return the state of a task, truthfully: what was never started is not called PENDING."""

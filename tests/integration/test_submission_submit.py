@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import pytest
 
 from bridge.errors import InvalidParameters, InvalidTaskData, NatsConnectionError
@@ -27,6 +28,15 @@ def room(nats_server: NatsServer) -> Iterator[Room]:
 
 def _submission(message: str = "hello", **fields: object) -> Submission:
     return Submission(task_type="test", task_data={"message": message}, **fields)  # type: ignore[arg-type]
+
+
+def _stop(pid: int) -> None:
+    """Stop a process and return once it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    process = psutil.Process(pid)
+    deadline = time.monotonic() + 10
+    while process.status() != psutil.STATUS_STOPPED:
+        assert time.monotonic() < deadline, "the server did not stop"
 
 
 def test_answer_means_stored(room: Room) -> None:
@@ -203,7 +213,7 @@ def test_dead_server_is_told_at_once_and_nothing_comes_later(
 def test_silent_server_is_told_in_time_to_all(room: Room, nats_server: NatsServer) -> None:
     """While the server hangs, everyone is answered in two seconds, also who waits for a turn."""
     room.submitter.submit(_submission())
-    os.kill(nats_server.pid, signal.SIGSTOP)
+    _stop(nats_server.pid)
 
     def submit(_: int) -> float:
         started = time.monotonic()
