@@ -46,6 +46,7 @@ def install() -> None:
     """Hook into the Celery workers this process will start. Safe to call twice."""
     signals.celeryd_init.connect(_on_worker_init, dispatch_uid="bridge.worker.init")
     signals.task_prerun.connect(_on_task_start, dispatch_uid="bridge.worker.prerun")
+    signals.import_modules.connect(_on_import_modules, dispatch_uid="bridge.worker.flower")
     if os.environ.get(LOG_FORMAT_VARIABLE):
         signals.setup_logging.connect(_on_logging, dispatch_uid="bridge.worker.logging")
 
@@ -62,6 +63,16 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
         app.conf.task_inherit_parent_priority = True
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
     resize.install(app)
+
+
+def _on_import_modules(sender: Any, **_: Any) -> None:
+    # Celery tells nobody which command it runs; Flower's sends this signal before it builds
+    # anything, and so does a worker, which has no use for a web server in its memory.
+    context = click.get_current_context(silent=True)
+    if context is not None and context.info_name == "flower":
+        from bridge import flower  # noqa: PLC0415
+
+        flower.install(sender)
 
 
 def _on_task_start(task: Any, **_: Any) -> None:
