@@ -13,6 +13,7 @@ from bridge.errors import NatsConnectionError
 from bridge.names import Names
 from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.submission.cancel import Canceller
+from bridge.submission.deadline import CONNECT_SECONDS
 from bridge.submission.lookup import TaskLookup
 from bridge.submission.registry import LiveWorker, TaskTypes, decode_worker
 from bridge.submission.submit import Submitter
@@ -22,8 +23,6 @@ from config.settings import Settings
 logger = logging.getLogger("web")
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
-#: Leaves half of the time a client waits for what comes after connecting.
-_CONNECT_SECONDS = 0.9
 _READY_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 
@@ -44,7 +43,7 @@ class Resources:
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.nats_url or DEFAULT_NATS_URL
-        options = ConnectOptions.from_url(self.url, name="web", connect_timeout=_CONNECT_SECONDS)
+        options = ConnectOptions.from_url(self.url, name="web", connect_timeout=CONNECT_SECONDS)
         self.names = names = Names(urlsplit(self.url.rsplit(",", 1)[-1]).path)
         self.pool = pool = ConnectionPool(options)
         self.workers: BucketMirror[LiveWorker] = BucketMirror(

@@ -9,6 +9,8 @@ from bridge.errors import NatsTimeout
 
 #: A client hears within this time, whatever NATS does.
 ANSWER_SECONDS: Final = 1.8
+#: Of this, so much may go into a new connection.
+CONNECT_SECONDS: Final = 0.9
 
 
 class Deadline:
@@ -23,3 +25,7 @@ class Deadline:
         if left <= 0:
             raise NatsTimeout("NATS did not answer in time. Try again shortly.")
         return left
+
+    def allows(self, seconds: float) -> bool:
+        """True when what takes up to `seconds` can still be begun."""
+        return self._end - time.monotonic() >= seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bridge.names import Names, bucket_stream, bucket_subject, escape
+from bridge.names import Names, bucket_change_subject, bucket_stream, bucket_subject, escape
 
 
 def result_key(task_id: str) -> str:
@@ -17,5 +17,6 @@ class TaskPlaces:
         results, tasks = names.bucket("results"), names.bucket("tasks")
         self.result_stream = bucket_stream(results)
         self.result_subject = bucket_subject(results, result_key(task_id))
+        self.result_change_subject = bucket_change_subject(results, result_key(task_id))
         self.record_stream = bucket_stream(tasks)
         self.record_subject = bucket_subject(tasks, escape(task_id))

@@ -18,11 +18,6 @@ from bridge.submission.stored import decode_meta, read
 from bridge.submission.view import Known, TaskView, view_of
 from bridge.wire import Connection, ConnectionPool, JetStream, Message
 
-# The server hands a message to subscribers first and stores it then. One that it handed out just
-# before we subscribed may thus not be stored yet when we read; so we read again, ever more rarely.
-_FIRST_CHECK_SECONDS = 0.25
-_CHECK_GROWTH = 4
-
 
 class StatusView(Protocol):
     """The part of a `BucketMirror` of bucket `status` that is needed here."""
@@ -88,21 +83,17 @@ class TaskLookup:
         return self._view(task_id, known)
 
     def _await_end(self, connection: Connection, task_id: str, seconds: float) -> Known:
-        """Subscribe, then read: a result between the two is not missed."""
+        """Subscribe to what is stored, then read: a result between the two is not missed."""
         arrived: list[Message] = []
         js = JetStream(connection, ANSWER_SECONDS)
         end = time.monotonic() + seconds
-        sid = connection.subscribe(TaskPlaces(self._names, task_id).result_subject, arrived.append)
+        places = TaskPlaces(self._names, task_id)
+        sid = connection.subscribe(places.result_change_subject, arrived.append)
         try:
             known = read(js, self._names, task_id, self.active(task_id)).known
-            patience = _FIRST_CHECK_SECONDS
             while not (known.empty or known.ended):
-                left = end - time.monotonic()
-                if left <= 0:
+                if not arrived and not _drain(connection, end - time.monotonic()):
                     break
-                if not arrived and not _drain(connection, min(left, patience)):
-                    known = read(js, self._names, task_id).known
-                    patience *= _CHECK_GROWTH
                 known = _newest(known, arrived)
                 arrived.clear()
         finally:

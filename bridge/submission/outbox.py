@@ -10,7 +10,7 @@ import threading
 from collections import deque
 
 from bridge.errors import NatsConnectionError, NatsTimeout
-from bridge.submission.deadline import Deadline
+from bridge.submission.deadline import CONNECT_SECONDS, Deadline
 from bridge.wire import ConnectionPool, JetStream, JetStreamError, PayloadTooLarge, PubAck
 from bridge.wire.connection import Outgoing
 
@@ -87,9 +87,14 @@ class Outbox:
         raise NatsTimeout("NATS did not answer in time. Try again shortly.")
 
     def _lead(self, deadline: Deadline) -> None:
-        batch = self._batch()
+        in_time = deadline.allows(CONNECT_SECONDS)
+        batch = self._batch(_BATCH if in_time else 1)
         try:
-            self._send(batch, deadline)
+            if in_time:
+                self._send(batch, deadline)
+            else:
+                # Only ourselves: who comes after us may have the time.
+                _fail(batch, NatsTimeout("NATS did not answer in time. Try again shortly."))
         finally:
             for entry in batch:
                 if not entry.leads:
@@ -100,9 +105,10 @@ class Outbox:
                     self._waiting[0].leads = True
                     self._waiting[0].wake.release()
 
-    def _batch(self) -> list[_Entry]:
+    def _batch(self, most: int) -> list[_Entry]:
+        """Take the first ones; the first of all is who leads."""
         with self._guard:
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+            return [self._waiting.popleft() for _ in range(min(len(self._waiting), most))]
 
     def _send(self, batch: list[_Entry], deadline: Deadline) -> None:
         try:

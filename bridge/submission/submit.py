@@ -50,7 +50,7 @@ class Submitter:
     """Submits tasks. Safe for threads and greenlets.
 
     Args:
-        pool: connections; their `connect_timeout` must leave time within `ANSWER_SECONDS`.
+        pool: connections; their `connect_timeout` must not be above CONNECT_SECONDS.
         names: names of the virtual host.
         types: task types that can be submitted.
         clock: seconds since 1970.

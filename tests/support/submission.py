@@ -11,6 +11,7 @@ import msgspec
 from bridge.names import Names, escape
 from bridge.records import SNAPSHOT_KEY, Snapshot, TaskType, WorkerRecord
 from bridge.submission.cancel import Canceller
+from bridge.submission.deadline import CONNECT_SECONDS
 from bridge.submission.keys import result_key
 from bridge.submission.lookup import TaskLookup
 from bridge.submission.registry import LiveWorker, TaskTypes
@@ -54,7 +55,7 @@ class Room:
     """Submitter, lookup and canceller on one server, and a connection to look behind them."""
 
     def __init__(self, url: str) -> None:
-        options = ConnectOptions.from_url(url, connect_timeout=0.9)
+        options = ConnectOptions.from_url(url, connect_timeout=CONNECT_SECONDS)
         self.names = names = Names()
         self.connection = Connection(options)
         self.connection.connect()
