@@ -306,14 +306,20 @@ class Connection:
     ) -> list[Message]:
         """Send a request that many messages answer; return them, the last included."""
         answers: list[Message] = []
+        ended = False
+
+        def receive(message: Message) -> None:
+            nonlocal ended
+            if not ended:
+                answers.append(message)
+                ended = is_last(message)
+
         inbox = self.new_inbox()
-        sid = self.subscribe(inbox, answers.append)
+        sid = self.subscribe(inbox, receive)
         self._violation = ""
         try:
             self.publish(subject, payload, reply=inbox)
-            self._read_until(
-                lambda: bool(answers) and is_last(answers[-1]), time.monotonic() + timeout
-            )
+            self._read_until(lambda: ended, time.monotonic() + timeout)
         finally:
             self.unsubscribe(sid)
         return answers

@@ -21,6 +21,7 @@ _REQUIRED = (
     "allow_msg_ttl",
     "allow_msg_schedules",
     "allow_rollup_hdrs",
+    "republish",
 )
 _NAME_IN_USE = 10058
 #: JetStream's error for a failed expected-last-sequence check (nats-facts: CAS)

@@ -7,7 +7,7 @@ import math
 import msgspec
 
 from bridge.errors import BridgeError
-from bridge.names import bucket_stream, bucket_subject
+from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
 from bridge.wire.jetstream import (
     NO_MESSAGE_FOUND,
     WRONG_LAST_SEQUENCE,
@@ -43,6 +43,10 @@ class Bucket:
 
     def subject(self, key: str) -> str:
         return bucket_subject(self.name, key)
+
+    def change_subject(self, key: str) -> str:
+        """Subject to subscribe to for changes of a key; what comes there is already stored."""
+        return bucket_change_subject(self.name, key)
 
     def get(self, key: str) -> bytes | None:
         message = self._js.get_last(self.stream, self.subject(key))

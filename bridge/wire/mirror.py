@@ -91,7 +91,7 @@ class BucketMirror(Generic[T]):
             connection.connect()
             bucket = Bucket(JetStream(connection), self._bucket)
             changes: list[Message] = []
-            connection.subscribe(f"{bucket.subject('')}>", changes.append)
+            connection.subscribe(bucket.change_subject(">"), changes.append)
             while not self._stopping.is_set():
                 changes.clear()
                 raw = bucket.items()
@@ -119,7 +119,7 @@ class BucketMirror(Generic[T]):
                 return
 
     def _changed(self, bucket: Bucket, changes: list[Message]) -> dict[str, T]:
-        prefix = bucket.subject("")
+        prefix = bucket.change_subject("")
         values = dict(self.values)
         for message in changes:
             key = message.subject.removeprefix(prefix)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import nats
 from nats.aio.client import Client
 
+from bridge.errors import NatsConnectionError
 from bridge.wire import Connection, ConnectOptions
 
 T = TypeVar("T")
@@ -36,6 +37,15 @@ def read_until(connection: Connection, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         connection.drain(max(0.0, deadline - time.monotonic()))
+
+
+def drain_until_closed(connection: Connection) -> None:
+    """Serve the subscriptions of a connection until it ends; a thread's work."""
+    try:
+        while True:
+            connection.drain()
+    except NatsConnectionError:
+        return
 
 
 class OfficialClient:
