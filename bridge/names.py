@@ -154,6 +154,15 @@ def bucket_stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
 
+def bucket_change_subject(bucket: str, key: str) -> str:
+    """Subject on which the server tells that a value of a bucket was stored.
+
+    A publish reaches plain subscribers before it is stored, so who subscribes to the key itself
+    and then reads may miss a value between the two (ADR 0002).
+    """
+    return f"kv.{bucket}.{key}"
+
+
 def bucket_subject(bucket: str, key: str) -> str:
     """Subject of a KV key; `key` must already be escaped where it holds foreign text."""
     return f"$KV.{bucket}.{key}"

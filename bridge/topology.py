@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bridge.names import EVENT_EXCHANGE, Names, bucket_stream
+from bridge.names import (
+    EVENT_EXCHANGE,
+    Names,
+    bucket_change_subject,
+    bucket_stream,
+    bucket_subject,
+)
 
 _SECOND = 1_000_000_000
 _DAY_SECONDS = 86_400.0
@@ -73,7 +79,7 @@ def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
     bucket_name = names.bucket(name)
     return {
         "name": bucket_stream(bucket_name),
-        "subjects": [f"$KV.{bucket_name}.>"],
+        "subjects": [bucket_subject(bucket_name, ">")],
         "retention": "limits",
         "discard": "new",
         "storage": "file",
@@ -84,6 +90,10 @@ def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
         "allow_msg_ttl": True,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
+        "republish": {
+            "src": bucket_subject(bucket_name, ">"),
+            "dest": bucket_change_subject(bucket_name, ">"),
+        },
         "duplicate_window": min(int(BUCKET_TTL_SECONDS[name]) or 120, 120) * _SECOND,
     }
 

@@ -21,7 +21,7 @@ from kombu.utils.functional import retry_over_time
 from bridge.backend.waiter import ResultConsumer
 from bridge.errors import NatsConnectionError
 from bridge.masking import mask_text
-from bridge.names import Names, bucket_subject, escape
+from bridge.names import Names, escape
 from bridge.wire import (
     Bucket,
     ConnectionPool,
@@ -36,8 +36,10 @@ from bridge.wire.options import TRANSPORT_OPTIONS
 
 T = TypeVar("T")
 _DEFAULT_URL = "nats://localhost:4222"
-#: A failure that does not fit into one message keeps this much of its text.
+#: A failure that does not fit into one message keeps this much of its text ...
 _TRUNCATED_CHARACTERS = 10_000
+#: ... in each of the exception's first arguments.
+_TRUNCATED_ARGUMENTS = 10
 
 
 class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):
@@ -81,12 +83,17 @@ class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):
     def as_uri(self, include_password: bool = False) -> str:
         return self.url if include_password else mask_text(self.url)
 
+    def close(self) -> None:
+        """Close the connections. A backend that is used again opens one for every call."""
+        self.result_consumer.stop()
+        self._pool.close()
+
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
         return isinstance(exc, NatsConnectionError)
 
-    def result_subject(self, task_id: str) -> str:
-        """Return the subject a task's result is published to."""
-        return bucket_subject(self.bucket_name, self._key(self.get_key_for_task(task_id)))
+    def result_key(self, task_id: str) -> str:
+        """Return the key a task's result is stored under."""
+        return self._key(self.get_key_for_task(task_id))
 
     @staticmethod
     def _key(key: str | bytes) -> str:
@@ -236,8 +243,9 @@ def _truncated(meta: dict[str, Any]) -> dict[str, Any]:
     """Return a failure's meta with its texts cut to what surely fits."""
     result = meta["result"]
     if isinstance(result, dict) and "exc_message" in result:
-        text = str(result["exc_message"])[:_TRUNCATED_CHARACTERS]
-        result = {**result, "exc_message": [f"{text}… (cut)"]}
+        texts = result["exc_message"]
+        texts = texts if isinstance(texts, list | tuple) else [texts]
+        result = {**result, "exc_message": [_cut(str(t)) for t in texts[:_TRUNCATED_ARGUMENTS]]}
     traceback = meta["traceback"]
     return {
         **{key: meta[key] for key in ("status", "task_id", "date_done", "worker") if key in meta},
@@ -245,3 +253,7 @@ def _truncated(meta: dict[str, Any]) -> dict[str, Any]:
         "traceback": traceback and str(traceback)[-_TRUNCATED_CHARACTERS:],
         "children": [],
     }
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _TRUNCATED_CHARACTERS else f"{text[:_TRUNCATED_CHARACTERS]}… (cut)"

@@ -12,6 +12,7 @@ from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
 
 from bridge.errors import NatsConnectionError
+from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
 from bridge.wire import Connection, Message
 from bridge.wire.jetstream import is_gone
 
@@ -20,7 +21,7 @@ _RECONNECT_SECONDS = 0.5
 
 
 class ResultConsumer(BaseResultConsumer):
-    """Subscribes to the subject a worker publishes the result to, then asks once for the result.
+    """Subscribes to the stored changes of a result, then asks once for it.
 
     Both go out in one write on one connection, so no result falls between them, and both are
     answered to the same callback. Any thread may add a task; one thread at a time reads.
@@ -41,6 +42,10 @@ class ResultConsumer(BaseResultConsumer):
         #: task id -> subscription
         self._sids: dict[str, int] = {}
         self._inbox: deque[Message] = deque()
+        self._passing = threading.RLock()
+        #: how many states were passed on, and up to which a thread knows
+        self._passed = 0
+        self._known = threading.local()
         self._cancelled: deque[str] = deque()
 
     def on_after_fork(self) -> None:
@@ -75,7 +80,10 @@ class ResultConsumer(BaseResultConsumer):
         self._cancelled.append(task_id)
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Pass on what came; wait up to `timeout` seconds for it. Raises TimeoutError."""
+        """Pass on what came; wait up to `timeout` seconds for it. Raises TimeoutError.
+
+        Returns as well when another thread has passed something on: it may be this one's result.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._pass_on():
             left = None if deadline is None else deadline - time.monotonic()
@@ -84,22 +92,27 @@ class ResultConsumer(BaseResultConsumer):
             self._wait(left)
 
     def _pass_on(self) -> bool:
-        passed = False
-        while self._inbox:
-            try:
+        with self._passing:
+            while self._inbox:
+                # Counted first: whoever finds the inbox empty must find the count changed.
+                self._passed += 1
                 message = self._inbox.popleft()
-            except IndexError:  # another thread was faster
-                break
-            passed = True
-            meta = self.backend.decode_result(message.payload)
-            self.on_state_change(meta, message)
-            if meta["status"] in states.READY_STATES:
-                self.cancel_for(meta["task_id"])
-        return passed
+                meta = self.backend.decode_result(message.payload)
+                self.on_state_change(meta, message)
+                if meta["status"] in states.READY_STATES:
+                    self.cancel_for(meta["task_id"])
+            news = self._has_news()
+            self._known.count = self._passed
+        return news
+
+    def _has_news(self) -> bool:
+        return bool(self._inbox) or getattr(self._known, "count", 0) != self._passed
 
     def _wait(self, timeout: float | None) -> None:
         """Read once, or wait for the thread that reads."""
         with self._arrived:
+            if self._has_news():
+                return
             if self._reading:
                 self._arrived.wait(timeout)
                 return
@@ -140,12 +153,12 @@ class ResultConsumer(BaseResultConsumer):
     def _watch(self, connection: Connection, task_id: str) -> None:
         if self._sids.get(task_id):
             return
-        bucket = self.backend.bucket_name
-        subject = self.backend.result_subject(task_id)
-        sid = connection.subscribe(subject, self._on_message)
+        bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)
+        sid = connection.subscribe(bucket_change_subject(bucket, key), self._on_message)
         inbox = connection.new_inbox()
         connection.subscribe(inbox, self._on_message, max_messages=1)
-        connection.publish(f"$JS.API.DIRECT.GET.KV_{bucket}.{subject}", reply=inbox)
+        stream, subject = bucket_stream(bucket), bucket_subject(bucket, key)
+        connection.publish(f"$JS.API.DIRECT.GET.{stream}.{subject}", reply=inbox)
         self._sids[task_id] = sid
 
     def _on_message(self, message: Message) -> None:

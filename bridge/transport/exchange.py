@@ -60,7 +60,7 @@ class BindingTable:
     def _loaded(self) -> dict[str, Binding]:
         if self._bindings is None:
             # Subscribe first, so that nothing changes unseen between the two.
-            self._js.connection.subscribe(self._bucket.subject(">"), self._on_change)
+            self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
             self._bindings = {}
             self._bindings.update(
                 (key, _decode(value)) for key, value in self._bucket.items().items()
@@ -68,7 +68,7 @@ class BindingTable:
         return self._bindings
 
     def _on_change(self, message: Message) -> None:
-        key = message.subject.removeprefix(self._bucket.subject(""))
+        key = message.subject.removeprefix(self._bucket.change_subject(""))
         bindings = self._bindings
         assert bindings is not None
         if is_gone(message):
