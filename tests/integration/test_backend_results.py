@@ -1,0 +1,334 @@
+"""The result backend as Celery uses it: states stored, found, expired, and waiters woken."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery import Celery, states
+from celery.exceptions import TimeoutError as ResultTimeout
+from celery.result import AsyncResult, GroupResult
+from kombu.exceptions import EncodeError
+
+from bridge.errors import NatsConnectionError
+from tests.support.nats import NatsServer
+
+#: A wake-up takes a millisecond here; Celery's own interval would be a second.
+PROMPT_SECONDS = 0.5
+
+MakeApp = Callable[..., Celery]
+
+
+@pytest.fixture
+def make_app() -> Iterator[MakeApp]:
+    """Celery apps whose results are in a server; closed in the end."""
+    apps: list[Celery] = []
+
+    def make(server: NatsServer, **settings: Any) -> Celery:
+        app = Celery(
+            "results",
+            broker=server.url,
+            backend=server.url,
+            # One backend for all threads, not one for each: that is what is hard.
+            config_source={"result_backend_thread_safe": True, **settings},
+            set_as_current=False,
+        )
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.backend.close()
+        app.close()
+
+
+@pytest.fixture
+def app(make_app: MakeApp, shared_nats: NatsServer) -> Celery:
+    return make_app(shared_nats)
+
+
+@pytest.fixture
+def task_id() -> str:
+    return str(uuid.uuid4())
+
+
+def start_thread(work: Callable[[], object]) -> threading.Thread:
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_success_is_found_again(app: Celery, make_app: MakeApp, shared_nats: NatsServer) -> None:
+    """Another process sees state, value, time and what Celery tells of the task."""
+    task_id = "with space.and/odd=ü*>"
+    request = SimpleNamespace(task="tasks.add", hostname="w@h", retries=2, started_epoch=5.0)
+    app.backend.store_result(task_id, {"n": [1, None, "ü"]}, states.SUCCESS, request=request)
+
+    found = AsyncResult(task_id, app=make_app(shared_nats))
+
+    assert found.state == "SUCCESS"
+    assert found.result == {"n": [1, None, "ü"]}
+    assert found.date_done is not None
+    assert (found.name, found.worker, found.retries) == ("tasks.add", "w@h", 2)
+    meta = app.backend.get_task_meta(task_id)
+    assert meta["started_epoch"] == 5.0
+    assert meta["finished_epoch"] == pytest.approx(time.time(), abs=60)
+
+
+def test_failure_is_raised_again(app: Celery, task_id: str) -> None:
+    """With its type, message and traceback."""
+    app.backend.mark_as_failure(task_id, KeyError("missing"), traceback="Traceback: here")
+
+    result = app.AsyncResult(task_id)
+
+    assert result.state == "FAILURE"
+    assert result.traceback == "Traceback: here"
+    with pytest.raises(KeyError, match="missing"):
+        result.get(timeout=5)
+
+
+def test_unknown_task_is_pending(app: Celery, task_id: str) -> None:
+    """Celery's word for what it knows nothing of."""
+    result = app.AsyncResult(task_id)
+
+    assert result.state == "PENDING"
+    assert result.result is None
+
+
+def test_states_follow_one_another(app: Celery, task_id: str) -> None:
+    """Each replaces the one before, also a state of the task's own."""
+    for state, value in [
+        ("STARTED", {"pid": 1}),
+        ("PROGRESS", {"current": 1}),
+        ("RETRY", ValueError("again")),
+        ("STARTED", {"pid": 2}),
+        ("SUCCESS", 42),
+    ]:
+        app.backend.store_result(task_id, value, state)
+        assert app.AsyncResult(task_id).state == state
+
+    assert app.AsyncResult(task_id).result == 42
+
+
+@pytest.mark.parametrize("late", ["STARTED", "FAILURE", "RETRY", "REVOKED"])
+def test_success_is_final(app: Celery, task_id: str, late: str) -> None:
+    """A late report of a worker that was given up does not undo it."""
+    app.backend.store_result(task_id, "done", states.SUCCESS)
+    app.backend.store_result(task_id, None if late == "STARTED" else RuntimeError("late"), late)
+
+    assert app.AsyncResult(task_id).result == "done"
+
+
+def test_forgotten_result_is_gone(app: Celery, task_id: str) -> None:
+    """`forget` leaves nothing behind, and the id may get a result again."""
+    app.backend.store_result(task_id, 1, states.SUCCESS)
+    result = app.AsyncResult(task_id)
+
+    result.forget()
+
+    assert app.AsyncResult(task_id).state == "PENDING"
+    app.backend.store_result(task_id, RuntimeError("x"), states.FAILURE)
+    assert app.AsyncResult(task_id).state == "FAILURE"
+
+
+def test_results_expire(make_app: MakeApp, shared_nats: NatsServer, task_id: str) -> None:
+    """The server drops them after `result_expires`, and nobody has to clean up."""
+    app = make_app(shared_nats, result_expires=1)
+    app.backend.store_result(task_id, 1, states.SUCCESS)
+    assert app.AsyncResult(task_id).state == "SUCCESS"
+
+    deadline = time.monotonic() + 10
+    while app.AsyncResult(task_id).state != "PENDING":
+        assert time.monotonic() < deadline, "the result did not expire"
+        time.sleep(0.1)
+
+
+def test_result_too_large_says_so(app: Celery, task_id: str) -> None:
+    """An error with both sizes, and nothing is stored."""
+    with pytest.raises(EncodeError, match=r"too large.*max_payload"):
+        app.backend.store_result(task_id, "x" * 9_000_000, states.SUCCESS)
+
+    assert app.AsyncResult(task_id).state == "PENDING"
+
+
+def test_failure_too_large_is_cut(app: Celery, task_id: str) -> None:
+    """The failure itself must not get lost over the length of its text."""
+    app.backend.mark_as_failure(
+        task_id, ValueError("y" * 9_000_000), traceback="t" * 9_000_000 + "the end"
+    )
+
+    result = app.AsyncResult(task_id)
+
+    assert result.state == "FAILURE"
+    assert isinstance(result.result, ValueError)
+    assert str(result.result).startswith("yyy")
+    assert len(str(result.result)) < 20_000
+    assert result.traceback.endswith("the end")
+
+
+def test_waiting_ends_with_the_result(app: Celery, task_id: str) -> None:
+    """A waiter is woken by the result itself, at once."""
+    latencies = []
+    for number in range(10):
+        name = f"{task_id}-{number}"
+        stored: list[float] = []
+
+        def store(name: str = name, stored: list[float] = stored) -> None:
+            app.backend.store_result(name, "x", states.STARTED)
+            stored.append(time.monotonic())
+            app.backend.store_result(name, "done", states.SUCCESS)
+
+        timer = threading.Timer(0.05, store)
+        timer.start()
+        assert app.AsyncResult(name).get(timeout=10) == "done"
+        latencies.append(time.monotonic() - stored[0])
+        timer.join()
+
+    assert sorted(latencies)[5] < 0.05
+    assert max(latencies) < PROMPT_SECONDS
+
+
+def test_waiting_for_what_is_there_takes_no_time(app: Celery, task_id: str) -> None:
+    """A result that came before anybody waited is found."""
+    app.backend.store_result(task_id, "there", states.SUCCESS)
+
+    started = time.monotonic()
+    assert app.AsyncResult(task_id).get(timeout=5) == "there"
+
+    assert time.monotonic() - started < PROMPT_SECONDS
+
+
+def test_many_threads_are_each_woken_at_once(app: Celery, task_id: str) -> None:
+    """Whichever thread reads, none waits for its own turn to learn of its result."""
+    names = [f"{task_id}-{number}" for number in range(16)]
+    waiting = threading.Barrier(len(names) + 1)
+    stored: dict[str, float] = {}
+
+    def wait(name: str) -> float:
+        result = app.AsyncResult(name)
+        waiting.wait(10)
+        assert result.get(timeout=20) == name
+        return time.monotonic() - stored[name]
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        waits = [pool.submit(wait, name) for name in names]
+        waiting.wait(10)
+        for name in reversed(names):
+            time.sleep(0.03)  # apart, so that one read brings one result
+            stored[name] = time.monotonic()
+            app.backend.store_result(name, name, states.SUCCESS)
+        latencies = [wait.result() for wait in waits]
+
+    assert max(latencies) < PROMPT_SECONDS, sorted(latencies)
+
+
+def test_waiting_has_a_limit(app: Celery, task_id: str) -> None:
+    """Celery's own TimeoutError, about when asked for."""
+    started = time.monotonic()
+    with pytest.raises(ResultTimeout):
+        app.AsyncResult(task_id).get(timeout=0.3)
+
+    assert 0.2 < time.monotonic() - started < 3
+
+
+def test_waiting_survives_a_restart(
+    make_app: MakeApp, nats_server: NatsServer, task_id: str
+) -> None:
+    """Who waits while the server crashes still gets what comes later, and what was before."""
+    app = make_app(nats_server)
+    app.backend.store_result(f"{task_id}-early", "early", states.SUCCESS)
+    got: list[Any] = []
+    waiter = start_thread(lambda: got.append(app.AsyncResult(task_id).get(timeout=30)))
+
+    nats_server.kill()
+    nats_server.start()
+    app.backend.store_result(task_id, "late", states.SUCCESS)
+    waiter.join(30)
+
+    assert got == ["late"]
+    assert app.AsyncResult(f"{task_id}-early").get(timeout=5) == "early"
+
+
+def test_storing_waits_for_a_server_that_is_away(
+    make_app: MakeApp, nats_server: NatsServer, task_id: str
+) -> None:
+    """A finished task's result is not lost over a restart of the server."""
+    app = make_app(nats_server)
+    assert app.AsyncResult(task_id).state == "PENDING"
+    nats_server.kill()
+    storing = start_thread(lambda: app.backend.store_result(task_id, "kept", states.SUCCESS))
+
+    nats_server.start()
+    storing.join(30)
+
+    assert app.AsyncResult(task_id).get(timeout=5) == "kept"
+
+
+def test_storing_gives_up_in_the_end(make_app: MakeApp, nats_server: NatsServer) -> None:
+    """A server that stays away is told as a connection error."""
+    app = make_app(nats_server)
+    app.backend.retry_policy = {**app.backend.retry_policy, "max_retries": 2}
+    nats_server.kill()
+
+    with pytest.raises(NatsConnectionError):
+        app.backend.get("key")
+
+
+def test_counters_are_exact(app: Celery, task_id: str) -> None:
+    """Chords count their parts from many processes at once."""
+    with ThreadPoolExecutor(8) as pool:
+        values = list(pool.map(lambda _: app.backend.incr(task_id), range(80)))
+
+    assert sorted(values) == list(range(1, 81))
+
+
+def test_many_results_are_read_in_one_go(app: Celery, task_id: str) -> None:
+    """A group of hundreds joins, those that are missing told as pending."""
+    names = [f"{task_id}-{number}" for number in range(300)]
+    for number, name in enumerate(names[:-1]):
+        app.backend.store_result(name, number, states.SUCCESS)
+    group = GroupResult(task_id, [app.AsyncResult(name) for name in names], app=app)
+
+    assert group.completed_count() == 299
+    app.backend.store_result(names[-1], 299, states.SUCCESS)
+    assert group.join_native(timeout=10) == list(range(300))
+    assert app.backend.mget([]) == []
+
+
+def test_groups_are_kept_and_deleted(app: Celery, task_id: str) -> None:
+    """A saved group is restored by its id until it is deleted."""
+    group = GroupResult(task_id, [app.AsyncResult(f"{task_id}-{n}") for n in range(3)], app=app)
+    group.save()
+
+    restored = GroupResult.restore(task_id, app=app)
+    assert [child.id for child in restored.children] == [child.id for child in group.children]
+
+    group.delete()
+    assert GroupResult.restore(task_id, app=app) is None
+
+
+def test_keys_may_be_made_to_expire(app: Celery, task_id: str) -> None:
+    """A chord's counter outlives its use by its time and not for ever."""
+    app.backend.set(task_id, b"value")
+    app.backend.expire(task_id, 1)
+    assert app.backend.get(task_id) == b"value"
+
+    deadline = time.monotonic() + 10
+    while app.backend.get(task_id) is not None:
+        assert time.monotonic() < deadline, "the key did not expire"
+        time.sleep(0.1)
+
+
+def test_url_is_shown_without_its_password(make_app: MakeApp) -> None:
+    """What lands in logs and reports holds no secret."""
+    app = Celery("masked", backend="nats://me:secret@127.0.0.1:1/vhost", set_as_current=False)
+
+    assert "secret" not in app.backend.as_uri()
+    assert "secret" in app.backend.as_uri(include_password=True)
+    app.close()
