@@ -292,7 +292,7 @@ class Connection:
             deadline = time.monotonic() + timeout
             for token in tokens:
                 self._read_until(partial(replies.get, token), deadline)
-            return [_answered(replies[token]) for token in tokens]
+            return [answered(replies[token]) for token in tokens]
         finally:
             for token in tokens:
                 replies.pop(token, None)
@@ -369,7 +369,8 @@ class Connection:
             self._replies[message.subject] = message
 
 
-def _answered(reply: Message | None) -> Message:
+def answered(reply: Message | None) -> Message:
+    """Return a reply that somebody gave. Raises NatsConnectionError when nobody listens."""
     assert reply is not None
     # Only bare status replies have headers and no payload; skip decoding all others.
     if not reply.payload and reply.status == 503:

@@ -8,6 +8,7 @@ import msgspec
 
 from bridge.errors import BridgeError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
+from bridge.wire.connection import answered
 from bridge.wire.jetstream import (
     NO_MESSAGE_FOUND,
     WRONG_LAST_SEQUENCE,
@@ -116,7 +117,7 @@ class Bucket:
         )
         if end.status == NO_MESSAGE_FOUND:
             return [], None
-        if end.status != _END_OF_BATCH:
+        if answered(end).status != _END_OF_BATCH:
             raise status_error(end, self.stream)
         pending, last = end.headers["Nats-Num-Pending"], end.headers["Nats-Last-Sequence"]
         return messages, int(last) + 1 if int(pending) else None

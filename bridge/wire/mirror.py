@@ -26,8 +26,7 @@ class BucketMirror(Generic[T]):
     """A live copy of a bucket, kept by a thread with a connection of its own.
 
     `values` is replaced, never changed, so readers need no lock. It is read anew every
-    `resync_seconds`, since the server tells subscribers nothing of what expires. Subscribers
-    see refused writes too, so a mirrored bucket is one whose writers put and delete only.
+    `resync_seconds`, since the server tells subscribers nothing of what expires.
 
     `decode` turns a stored value into what readers get, and raises ValueError or MsgspecError
     on one it does not know.

@@ -125,6 +125,11 @@ def test_credentials_file(start_server: StartServer, tmp_path: Path) -> None:
     assert "NATS_CREDENTIALS_FILE" in refusal(options(server, credentials_file=str(foreign)))
 
 
+def _drain_for_ever(connection: Connection) -> None:
+    while True:  # the server's own pings come first
+        connection.drain(timeout=10)
+
+
 def test_login_that_expires_ends_the_connection(start_server: StartServer, tmp_path: Path) -> None:
     """When the server revokes a login in use, the reader learns it is about the login."""
     operator = Operator()
@@ -135,8 +140,7 @@ def test_login_that_expires_ends_the_connection(start_server: StartServer, tmp_p
 
     try:
         with pytest.raises(NatsAuthError, match="NATS_CREDENTIALS_FILE"):
-            while True:  # the server's own pings come first
-                connection.drain(timeout=10)
+            _drain_for_ever(connection)
         assert not connection.connected
     finally:
         connection.close()

@@ -1,0 +1,209 @@
+"""Connections that threads, forks and greenlets borrow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from bridge.errors import NatsConnectionError
+from bridge.wire import ConnectionPool, ConnectOptions, Message
+from tests.support.nats import NatsServer
+from tests.support.wire import PATIENCE_SECONDS, connected
+
+
+@pytest.fixture
+def pool(shared_nats: NatsServer) -> Iterator[ConnectionPool]:
+    pool = ConnectionPool(ConnectOptions.from_url(shared_nats.url))
+    yield pool
+    pool.close()
+
+
+def test_connection_is_used_again(pool: ConnectionPool) -> None:
+    """One borrower after another gets the same connection, already open."""
+    with pool.connection() as first:
+        first.flush()
+    with pool.connection() as second:
+        second.flush()
+
+    assert first is second
+
+
+def test_borrowers_at_the_same_time_get_connections_of_their_own(pool: ConnectionPool) -> None:
+    """What is lent is not lent twice; of two given back, the last comes out first."""
+    with pool.connection() as one, pool.connection() as other:
+        assert one is not other
+
+    with pool.connection() as next_one:
+        assert next_one is one
+
+
+def test_connection_of_a_failed_borrower_is_dropped(pool: ConnectionPool) -> None:
+    """After an exception nobody knows what still comes on a connection, so nobody gets it."""
+    with pytest.raises(RuntimeError, match="borrower"), pool.connection() as failed:
+        raise RuntimeError("the borrower failed")
+
+    assert not failed.connected
+    with pool.connection() as fresh:
+        assert fresh is not failed
+        fresh.flush()
+
+
+def test_connection_the_server_closed_is_not_lent(nats_server: NatsServer) -> None:
+    """After a restart of the server a borrower gets a new connection and notices nothing."""
+    pool = ConnectionPool(ConnectOptions.from_url(nats_server.url))
+    try:
+        with pool.connection() as before:
+            before.flush()
+        nats_server.restart()
+        with pool.connection() as after:
+            after.flush()
+        assert after is not before
+
+        nats_server.kill()
+        with pytest.raises(NatsConnectionError), pool.connection():
+            pass
+    finally:
+        pool.close()
+
+
+def test_idle_connections_are_limited(shared_nats: NatsServer) -> None:
+    """Beyond `max_idle`, what is given back is closed."""
+    pool = ConnectionPool(ConnectOptions.from_url(shared_nats.url), max_idle=1)
+    try:
+        with pool.connection() as one, pool.connection() as other:
+            pass
+        assert other.connected
+        assert not one.connected
+    finally:
+        pool.close()
+    assert not other.connected
+
+
+def test_forked_child_opens_connections_of_its_own(pool: ConnectionPool) -> None:
+    """A child does not touch what lies in the pool, and the parent goes on with it."""
+    with pool.connection() as parents:
+        parents.flush()
+
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            with pool.connection() as own:
+                own.flush()
+                status = 0 if own is not parents else 2
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    with pool.connection() as again:
+        assert again is parents
+        again.flush()
+
+
+def test_threads_get_the_replies_to_their_own_requests(
+    shared_nats: NatsServer, pool: ConnectionPool
+) -> None:
+    """Under concurrent use no reply goes astray, and connections stay as few as borrowers."""
+    used: set[int] = set()
+    stop = threading.Event()
+
+    def serve(ready: threading.Event) -> None:
+        with connected(shared_nats.url) as service:
+
+            def answer(message: Message) -> None:
+                service.publish(message.reply, message.payload)
+                if message.payload == b"stop":
+                    stop.set()
+
+            service.subscribe("pool.echo", answer)
+            service.flush()
+            ready.set()
+            while not stop.is_set():
+                service.drain(PATIENCE_SECONDS)
+
+    ready = threading.Event()
+    service = threading.Thread(target=serve, args=(ready,))
+    service.start()
+    assert ready.wait(PATIENCE_SECONDS)
+
+    def ask(number: int) -> bool:
+        with pool.connection() as connection:
+            used.add(id(connection))
+            payload = b"%d" % number
+            return connection.request("pool.echo", payload, timeout=10).payload == payload
+
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(ask, range(400)))
+    with pool.connection() as connection:
+        connection.request("pool.echo", b"stop")
+    service.join(PATIENCE_SECONDS)
+
+    assert all(answers)
+    assert len(used) <= 8
+
+
+GREEN_PROGRAM = """
+from gevent import monkey
+monkey.patch_all()
+
+import sys
+import threading
+import gevent
+from gevent.pool import Pool
+from bridge.errors import NatsConnectionError
+from bridge.wire import Connection, ConnectionPool, ConnectOptions
+
+options = ConnectOptions.from_url(sys.argv[1])
+pool = ConnectionPool(options)
+
+def ask(number):
+    with pool.connection() as connection:
+        return connection.request("$JS.API.INFO", b"", timeout=10).payload[:1]
+
+assert Pool(20).map(ask, range(200)) == [b"{"] * 200
+
+waiter = Connection(options)
+waiter.connect()
+
+# A PONG that lies unread is a sign of life, seen without a turn of the hub.
+waiter.check_peer(0.0)
+gevent.sleep(0.1)
+for _ in range(20):
+    waiter.check_peer(0.0)
+
+# A greenlet that waits leaves the others their turn, and closing wakes it, as with threads.
+turns = []
+def close_after_some_turns():
+    for turn in range(5):
+        gevent.sleep(0.02)
+        turns.append(turn)
+    waiter.close()
+threading.Thread(target=close_after_some_turns).start()
+try:
+    while True:
+        waiter.drain()
+except NatsConnectionError:
+    assert len(turns) == 5, turns
+pool.close()
+print("green")
+"""
+
+
+def test_under_gevent(shared_nats: NatsServer) -> None:
+    """In a program patched by gevent, waiting gives way and closing wakes who waits."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", GREEN_PROGRAM, shared_nats.url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "green\n", "")
