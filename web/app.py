@@ -35,7 +35,6 @@ def create_app(
         resources = Resources(settings)
         resources.start()
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.url_map.redirect_defaults = False
     attach(
         app.extensions,

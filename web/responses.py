@@ -8,7 +8,7 @@ import uuid
 from typing import Any
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from bridge.envelope import failure, success
 from bridge.errors import BridgeError, ErrorCode, InvalidParameters
@@ -85,14 +85,7 @@ def _explain(error: HTTPException, status: int) -> str:
         return f"There is nothing at {request.path}. GET /openapi.json lists the endpoints."
     if status == 405:
         return f"{request.method} is not possible on {request.path}. See GET /openapi.json."
-    if isinstance(error, RequestEntityTooLarge):
-        return too_large(request.max_content_length or 0)
     return f"The request cannot be read: {error.description or error.name}"
-
-
-def too_large(limit_bytes: int) -> str:
-    """What a client is told whose body is over the limit."""
-    return f"The body is over the limit of {limit_bytes} bytes. Send less, or raise MAX_BODY_BYTES."
 
 
 def _unexpected(error: Exception) -> Response:

@@ -31,7 +31,7 @@ TASK_TYPE = TaskType(
 
 
 def worker_record(*types: TaskType) -> WorkerRecord:
-    """What a worker that lives now announces."""
+    """What a worker announces that stays alive for an hour without saying so again."""
     return WorkerRecord(
         hostname="general-worker-1@host",
         pid=1,
@@ -40,7 +40,7 @@ def worker_record(*types: TaskType) -> WorkerRecord:
         queues=[QUEUE],
         types=list(types or (TASK_TYPE,)),
         started_epoch=time.time(),
-        announced_epoch=time.time(),
+        announced_epoch=time.time() + 3600,
     )
 
 
@@ -79,6 +79,16 @@ class Room:
     ) -> None:
         self.pool.close()
         self.connection.close()
+
+    def announce(self) -> None:
+        """Let a worker live, for whoever reads the bucket."""
+        record = worker_record()
+        self.bucket("workers").put(escape(record.hostname), msgspec.json.encode(record))
+
+    def withdraw(self) -> None:
+        """Take back what `announce` and a snapshot left in the buckets."""
+        self.bucket("workers").delete(escape(worker_record().hostname))
+        self.bucket("status").delete(SNAPSHOT_KEY)
 
     def reconnect(self) -> None:
         """Look behind the scenes again after the server was restarted."""
