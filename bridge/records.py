@@ -155,3 +155,43 @@ class Snapshot(msgspec.Struct, kw_only=True, frozen=True):
 
 
 SNAPSHOT_KEY = "snapshot"
+
+
+class ScalingDecision(msgspec.Struct, kw_only=True, frozen=True):
+    """One change of the size that the fleet shall have, and what led to it."""
+
+    decided_at: str
+    #: up | down | manual
+    direction: str
+    workers_before: int
+    concurrency_before: int
+    workers: int
+    concurrency: int
+    #: one line, with figures
+    reason: str
+    figures: dict[str, float | int | None] = {}
+
+
+class ScalingState(msgspec.Struct, kw_only=True, frozen=True):
+    """Bucket `status`, key SCALING_KEY: what the autoscaler wants, and its last decisions.
+
+    In mode `manual` the pinned gears hold until `manual_until_epoch`, or until told otherwise
+    where that is None; a gear that is None stays automatic.
+    """
+
+    #: auto | manual
+    mode: str
+    workers: int
+    concurrency: int
+    pinned_workers: int | None = None
+    pinned_concurrency: int | None = None
+    manual_until_epoch: float | None = None
+    #: why nothing can be decided now; None when all is well
+    blind_reason: str | None = None
+    #: newest first
+    decisions: list[ScalingDecision] = []
+
+
+SCALING_KEY = "scaling"
+#: Who decides: one controller of all. Its revision fences every write of the leader.
+LEADER_KEY = "leader"

@@ -1,0 +1,206 @@
+"""One controller decides: a lock in the bucket `status` that ends by itself, fenced by NATS.
+
+The lock is the key `leader`, stored with a TTL and renewed by its holder. Every write of a leader
+names the revision of that key which it holds, and the server refuses the write when the key has
+another one or is gone. So a leader that was stopped for a while (SIGSTOP, a lost network) cannot
+overwrite what its successor wrote, whatever it believes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from typing import Any, Final
+
+import msgspec
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js.errors import APIError
+
+from bridge.errors import BridgeError, NatsConnectionError, NatsTimeout
+from bridge.logs import get_logger
+from bridge.names import Names, bucket_change_subject, bucket_stream, bucket_subject
+from bridge.records import LEADER_KEY
+from bridge.stats.client import REQUEST_TIMEOUT_SECONDS, direct_get, header, session
+from bridge.wire import ConnectOptions
+
+#: A leader that died is followed by another after this long, at the latest about twice.
+LEADER_TTL_SECONDS: Final = 4
+_RECONNECT_SECONDS: Final = 0.5
+_WRONG_LAST_SEQUENCE: Final = 10071
+_EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
+_EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
+
+log = get_logger("bridge.scaling")
+
+
+class NotLeading(BridgeError):
+    """Another controller decides now; this one must not."""
+
+
+class Leader:
+    """Campaigns while `run` runs. `name` must differ from every other controller's."""
+
+    def __init__(
+        self, options: ConnectOptions, names: Names, *, name: str, ttl_seconds: int = 0
+    ) -> None:
+        self.name = name
+        self._options = options
+        self._bucket = names.bucket("status")
+        self._ttl_seconds = ttl_seconds or LEADER_TTL_SECONDS
+        self._client: Client | None = None
+        #: of the key `leader` as this one stored it; None while it does not lead
+        self._revision: int | None = None
+        self._valid_until = 0.0
+        # Renewal changes the revision that a write must name.
+        self._lock = asyncio.Lock()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this controller decides, as far as it can know."""
+        return self._revision is not None and time.monotonic() < self._valid_until
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Lead whenever possible until `stop` is set, over any number of lost connections."""
+        told = False
+        while not stop.is_set():
+            try:
+                async with session(self._options) as client:
+                    told = False
+                    await self._campaign(client, stop)
+            except (NatsConnectionError, LookupError) as error:
+                if not told:
+                    log.warning("leadership uncertain", name=self.name, reason=str(error))
+                told = True
+                await _pause(stop, _RECONNECT_SECONDS)
+            finally:
+                self._client = None
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store `value` in the bucket `status`, as the leader only.
+
+        Raises NotLeading (nothing was stored), NatsConnectionError, or NatsTimeout (unknown).
+        """
+        async with self._lock:
+            if not self.leads or self._revision is None:
+                raise NotLeading(f"{self.name} does not lead: ask the controller that does")
+            fence = {_EXPECTED: str(self._revision), _EXPECTED_SUBJECT: self._subject(LEADER_KEY)}
+            if await self._publish(key, value, fence) is None:
+                self._resign("another controller leads")
+                raise NotLeading(f"{self.name} leads no more: ask the controller that does")
+
+    async def get(self, key: str) -> bytes | None:
+        """Return what the bucket `status` holds. Raises NatsConnectionError, NatsTimeout."""
+        found = await direct_get(
+            self._connected(), bucket_stream(self._bucket), {"multi_last": [self._subject(key)]}
+        )
+        return found[0].data if found and not header(found[0], "KV-Operation") else None
+
+    async def tell(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
+        """Publish on core NATS, as the leader. Raises NatsConnectionError."""
+        try:
+            await self._connected().publish(subject, payload, headers=headers)
+        except NatsError as error:
+            raise NatsConnectionError(f"NATS did not take {subject}: {error}") from error
+
+    # -- the lock ------------------------------------------------------------------------
+
+    async def _campaign(self, client: Client, stop: asyncio.Event) -> None:
+        self._client = client
+        changes = await client.subscribe(bucket_change_subject(self._bucket, LEADER_KEY))
+        while not stop.is_set():
+            async with self._lock:
+                await self._hold_or_take()
+            if self.leads:
+                await _pause(stop, self._ttl_seconds / 4)
+            else:
+                await self._await_change(changes, stop)
+        async with self._lock:
+            await self._release()
+
+    async def _hold_or_take(self) -> None:
+        """Store the key anew if it is free or ours."""
+        started = time.monotonic()
+        revision, holder = await self._read()
+        if holder not in {"", self.name}:
+            self._resign(f"{holder} leads")
+            return
+        value = msgspec.json.encode({"name": self.name})
+        headers = {_EXPECTED: str(revision), "Nats-TTL": str(self._ttl_seconds)}
+        stored = await self._publish(LEADER_KEY, value, headers)
+        if stored is None:
+            self._resign("another controller was first")
+            return
+        if self._revision is None:
+            log.info("leading", name=self.name, revision=stored)
+        # From before it was stored: the server counts from later on.
+        self._revision, self._valid_until = stored, started + self._ttl_seconds
+
+    async def _read(self) -> tuple[int, str]:
+        """Return the last revision of the key and who holds it, 0 and "" where nothing is."""
+        query = {"multi_last": [self._subject(LEADER_KEY)]}
+        found = await direct_get(self._connected(), bucket_stream(self._bucket), query)
+        if not found:
+            return 0, ""
+        revision = int(header(found[0], "Nats-Sequence"))
+        if header(found[0], "KV-Operation"):
+            return revision, ""
+        return revision, str(msgspec.json.decode(found[0].data)["name"])
+
+    async def _release(self) -> None:
+        """Give the lock back, so that another controller leads at once."""
+        if self._revision is None:
+            return
+        # The marker would otherwise stay; a candidate knows it by its header.
+        headers = {_EXPECTED: str(self._revision), "Nats-TTL": "1", "KV-Operation": "DEL"}
+        await self._publish(LEADER_KEY, b"", headers)
+        self._resign("stopped")
+
+    def _resign(self, reason: str) -> None:
+        if self._revision is not None:
+            log.info("not leading", name=self.name, reason=reason)
+        self._revision = None
+
+    async def _await_change(self, changes: Any, stop: asyncio.Event) -> None:
+        """Wait for the lock to be released, or long enough for it to have expired."""
+        # Spread, so that several candidates do not ask as one.
+        seconds = self._ttl_seconds * random.uniform(0.2, 0.3)  # noqa: S311
+        waiting = asyncio.create_task(stop.wait())
+        change = asyncio.create_task(changes.next_msg(seconds))
+        await asyncio.wait({waiting, change}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (waiting, change):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError, NatsError):
+                await task
+
+    # -- NATS ----------------------------------------------------------------------------
+
+    def _subject(self, key: str) -> str:
+        return bucket_subject(self._bucket, key)
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            raise NatsConnectionError("the leader's connection to NATS is lost, it connects again")
+        return self._client
+
+    async def _publish(self, key: str, value: bytes, headers: dict[str, str]) -> int | None:
+        """Store and return the revision; None when the expected one is not there."""
+        js = self._connected().jetstream(timeout=REQUEST_TIMEOUT_SECONDS)
+        try:
+            return (await js.publish(self._subject(key), value, headers=headers)).seq
+        except APIError as error:
+            if error.err_code == _WRONG_LAST_SEQUENCE:
+                return None
+            raise NatsConnectionError(f"NATS did not store {key}: {error}") from error
+        except TimeoutError as error:
+            raise NatsTimeout(f"NATS did not confirm {key} in time") from error
+        except NatsError as error:
+            raise NatsConnectionError(f"NATS did not store {key}: {error}") from error
+
+
+async def _pause(stop: asyncio.Event, seconds: float) -> None:
+    """Wait, but not longer than until `stop`."""
+    with contextlib.suppress(TimeoutError):  # the usual end of a pause
+        await asyncio.wait_for(stop.wait(), seconds)
