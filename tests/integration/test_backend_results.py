@@ -288,6 +288,19 @@ def test_counters_are_exact(app: Celery, task_id: str) -> None:
     assert sorted(values) == list(range(1, 81))
 
 
+def test_setting_a_time_loses_no_count(app: Celery, task_id: str) -> None:
+    """The parts of a chord do both to its counter, all at once."""
+
+    def count(_: int) -> None:
+        app.backend.incr(task_id)
+        app.backend.expire(task_id, 60)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(count, range(80)))
+
+    assert app.backend.incr(task_id) == 81
+
+
 def test_many_results_are_read_in_one_go(app: Celery, task_id: str) -> None:
     """A group of hundreds joins, those that are missing told as pending."""
     names = [f"{task_id}-{number}" for number in range(300)]
