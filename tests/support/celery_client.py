@@ -1,0 +1,25 @@
+"""Celery apps that only send, for tests; they know tasks by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Celery
+
+
+def make_app(url: str, **settings: Any) -> Celery:
+    """Return an app whose broker and results are in `url`; `close_app` ends it."""
+    return Celery(
+        "client",
+        broker=url,
+        backend=url,
+        # One backend for all threads of a test, so that one call closes it.
+        config_source={"result_backend_thread_safe": True, **settings},
+        set_as_current=False,
+    )
+
+
+def close_app(app: Celery) -> None:
+    """Close every connection of the app."""
+    app.backend.close()
+    app.close()
