@@ -1,0 +1,1 @@
+"""Submits, follows and cancels tasks; knows nothing of HTTP."""

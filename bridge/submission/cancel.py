@@ -8,13 +8,12 @@ from typing import Any
 
 import msgspec
 
-from bridge.errors import TaskNotFound
 from bridge.names import Names, escape
 from bridge.records import TaskState
 from bridge.submission.deadline import ANSWER_SECONDS, Deadline
 from bridge.submission.keys import TaskPlaces
 from bridge.submission.lookup import TaskLookup
-from bridge.submission.stored import Stored, read
+from bridge.submission.stored import Stored, check_id, not_found, read
 from bridge.submission.view import revoked_meta, state_of
 from bridge.topology import BUCKET_TTL_SECONDS
 from bridge.transport.headers import encode_message
@@ -69,12 +68,13 @@ class Canceller:
             TaskNotFound: nothing is stored under this id.
             NatsConnectionError: NATS cannot be reached.
         """
+        check_id(task_id)
         deadline = Deadline(ANSWER_SECONDS)
         with self._pool.connection() as connection:
             js = JetStream(connection, deadline.remaining())
             answer = self._cancel(js, task_id, terminate=terminate)
         if answer is None:
-            raise TaskNotFound(f"No task has the id {task_id!r}. Check the id.")
+            raise not_found(task_id)
         return answer
 
     def _cancel(self, js: JetStream, task_id: str, *, terminate: bool) -> Cancellation | None:

@@ -9,12 +9,12 @@ from typing import Protocol
 
 import msgspec
 
-from bridge.errors import NatsConnectionError, TaskNotFound
+from bridge.errors import NatsConnectionError
 from bridge.names import Names
 from bridge.records import SNAPSHOT_KEY, ActiveTask, Snapshot
 from bridge.submission.deadline import ANSWER_SECONDS, Deadline
 from bridge.submission.keys import TaskPlaces
-from bridge.submission.stored import decode_meta, read
+from bridge.submission.stored import check_id, decode_meta, not_found, read
 from bridge.submission.view import Known, TaskView, view_of
 from bridge.wire import Connection, ConnectionPool, JetStream, Message
 
@@ -62,6 +62,7 @@ class TaskLookup:
             TaskNotFound: nothing is stored under this id.
             NatsConnectionError: NATS cannot be reached.
         """
+        check_id(task_id)
         deadline = Deadline(ANSWER_SECONDS)
         with self._pool.connection() as connection:
             js = JetStream(connection, deadline.remaining())
@@ -73,6 +74,7 @@ class TaskLookup:
 
         Raises like `get`.
         """
+        check_id(task_id)
         if seconds <= 0 or not self._waiting.acquire(blocking=False):
             return self.get(task_id)
         try:
@@ -102,9 +104,7 @@ class TaskLookup:
 
     def _view(self, task_id: str, known: Known) -> TaskView:
         if known.empty:
-            raise TaskNotFound(
-                f"No task has the id {task_id!r}. Check the id; records are kept for 7 days."
-            )
+            raise not_found(task_id)
         return view_of(task_id, known, self._clock(), show_tracebacks=self._show_tracebacks)
 
     def active(self, task_id: str) -> ActiveTask | None:

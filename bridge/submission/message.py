@@ -33,6 +33,8 @@ _ID, _KWARGSREPR, _ETA, _EXPIRES = (
     APPLICATION_PREFIX + escape(name) for name in ("id", "kwargsrepr", "eta", "expires")
 )
 
+_NO_ARGUMENTS = encode_value("{}")
+
 _EMBED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
@@ -119,5 +121,7 @@ def _shown(kwargs: dict[str, Any]) -> str:
     )
     if not plain:
         return encode_value(saferepr(kwargs, _REPR_CHARACTERS, _REPR_LEVELS))
+    if not kwargs:
+        return _NO_ARGUMENTS
     # With quotes like Python's it cannot be taken for JSON, so it needs no encoding.
-    return text if kwargs and text.isascii() else encode_value(text)
+    return text if text.isascii() else encode_value(text)

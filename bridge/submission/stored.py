@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from bridge.errors import TaskNotFound
 from bridge.names import Names
 from bridge.records import ActiveTask, TaskRecord
 from bridge.submission.keys import TaskPlaces
@@ -17,6 +18,22 @@ _decode_record = msgspec.json.Decoder(TaskRecord).decode
 decode_meta = msgspec.json.Decoder(ResultMeta).decode
 
 
+#: Celery's ids are UUIDs; a subject made of a much longer one would break the connection.
+MAX_ID_CHARACTERS = 255
+
+
+def not_found(task_id: str) -> TaskNotFound:
+    """The error for an id under which nothing is stored."""
+    shown = task_id[:64] + ("..." if len(task_id) > 64 else "")
+    return TaskNotFound(f"No task has the id {shown!r}. Check the id; records are kept for 7 days.")
+
+
+def check_id(task_id: str) -> None:
+    """Raise TaskNotFound for what cannot be an id."""
+    if len(task_id) > MAX_ID_CHARACTERS:
+        raise not_found(task_id)
+
+
 class Stored(NamedTuple):
     """What the streams hold of a task, and the sequence of its result (0 without one)."""
 
@@ -25,7 +42,7 @@ class Stored(NamedTuple):
 
 
 def read(js: JetStream, names: Names, task_id: str, active: ActiveTask | None = None) -> Stored:
-    """Read record and result of a task. Raises NatsConnectionError."""
+    """Read record and result of a task whose id was checked. Raises NatsConnectionError."""
     places = TaskPlaces(names, task_id)
     # The result first: a task that ends between the two reads is then merely reported earlier.
     result = js.get_last(places.result_stream, places.result_subject)

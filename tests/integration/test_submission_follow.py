@@ -40,6 +40,16 @@ def test_unknown_task_is_not_found(room: Room) -> None:
         room.lookup.wait("nobody", _LONG_SECONDS)
 
 
+def test_endless_id_is_no_task_and_breaks_nothing(room: Room) -> None:
+    """An id longer than NATS takes subjects is not found, like any other that is none."""
+    for ask in (room.lookup.get, room.canceller.cancel):
+        with pytest.raises(TaskNotFound, match="No task has the id"):
+            ask("x" * 5000)
+    longest = "\U0001f600" * 255
+    with pytest.raises(TaskNotFound):
+        room.lookup.get(longest)
+
+
 def test_task_of_a_celery_client_is_shown(room: Room) -> None:
     """A task submitted elsewhere, of which only the result is stored, is shown."""
     room.store_result("other", status="SUCCESS", result=3, name="their.task")
