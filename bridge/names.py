@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from bridge.errors import ConfigError
+
 #: Highest priority; higher is sooner (ADR 0003).
 MAX_PRIORITY: Final = 9
 #: What a message has whose sender named no priority, as in AMQP (ADR 0003).
@@ -18,6 +20,9 @@ DEFAULT_VHOST: Final = "default"
 #: Celery's exchange for events (celery.events.event).
 EVENT_EXCHANGE: Final = "celeryev"
 
+#: The first tokens of the default virtual host's subjects, and what other streams are called.
+_RESERVED_VHOST = re.compile(r"(?:c[bdqsx]|kv)$|EVENTS|DEAD")
+_NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _ESCAPED = re.compile(r"((?:=[0-9A-F]{2})+)")
 
@@ -51,11 +56,18 @@ class Names:
     """The names of one virtual host. Those of the default one carry no prefix."""
 
     def __init__(self, vhost: str = DEFAULT_VHOST) -> None:
+        """Raise ConfigError for a name whose streams or subjects would be another's."""
         self.vhost = vhost = vhost.strip("/") or DEFAULT_VHOST
-        token = escape(vhost)
-        self._prefix = "" if vhost == DEFAULT_VHOST else f"{token}."
-        self._bucket_suffix = "" if vhost == DEFAULT_VHOST else f"_{token.replace('=', '-')}"
-        self._stream_suffix = token.replace("=", "-")
+        if _RESERVED_VHOST.match(vhost):
+            raise ConfigError(f"a virtual host cannot be called {vhost!r}: choose another name")
+        is_default = vhost == DEFAULT_VHOST
+        # Buckets may not hold "=", so every byte but letters and digits is _XX there.
+        suffix = _NOT_ALPHANUMERIC.sub(
+            lambda m: "".join(f"_{byte:02X}" for byte in m[0].encode()), vhost
+        )
+        self._prefix = "" if is_default else f"{escape(vhost)}."
+        self._bucket_suffix = "" if is_default else f"_{suffix}"
+        self._stream_suffix = suffix
 
     # -- task stream -------------------------------------------------------------------
 

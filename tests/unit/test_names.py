@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bridge.errors import ConfigError
 from bridge.names import DEFAULT_PRIORITY, Names, bucket_stream, bucket_subject, escape, unescape
 
 LEGAL_TOKEN = re.compile(r"[A-Za-z0-9_=-]+")
@@ -85,8 +86,8 @@ def test_virtual_hosts_share_nothing() -> None:
 
     assert names.task_subject("q", 3) == "team=2Fa.cq.q.3"
     assert names.task_stream_subjects == ["team=2Fa.cq.>", "team=2Fa.cs.>"]
-    assert names.event_stream == "CELERY_EVENTS_team-2Fa"
-    assert names.bucket("tasks") == "celery_tasks_team-2Fa"
+    assert names.event_stream == "CELERY_EVENTS_team_2Fa"
+    assert names.bucket("tasks") == "celery_tasks_team_2Fa"
 
 
 def test_bucket_layout_is_that_of_the_nats_clients() -> None:
@@ -98,3 +99,24 @@ def test_bucket_layout_is_that_of_the_nats_clients() -> None:
 def test_consumer_names_its_queue_and_priority() -> None:
     """Consumers of one queue differ by priority, of two queues by the token."""
     assert Names().consumer("a.b", 7) == "a=2Eb-7"
+
+
+@pytest.mark.parametrize("vhost", ["cq", "cs", "cx", "cd", "kv", "EVENTS_x", "DEAD_x"])
+def test_a_virtual_host_cannot_take_the_names_of_another(vhost: str) -> None:
+    """Subjects and streams of two virtual hosts never overlap."""
+    with pytest.raises(ConfigError, match="choose another name"):
+        Names(vhost)
+
+
+@given(st.text(min_size=1), st.text(min_size=1))
+def test_virtual_hosts_have_streams_and_buckets_of_their_own(one: str, other: str) -> None:
+    """Different names give different streams and buckets, whatever characters they hold."""
+    try:
+        first, second = Names(one), Names(other)
+    except ConfigError:
+        return
+
+    same = first.vhost == second.vhost
+
+    assert (first.task_stream == second.task_stream) == same
+    assert (first.bucket("results") == second.bucket("results")) == same
