@@ -156,6 +156,14 @@ class Names:
     def event_stream(self) -> str:
         return f"CELERY_EVENTS_{self._stream_suffix}"
 
+    @property
+    def counter_stream(self) -> str:
+        return f"CELERY_COUNTERS_{self._stream_suffix}"
+
+    def chord_counter(self, group_id: str) -> str:
+        """Subject that counts the parts of a chord; ``*`` for all of them."""
+        return f"{self._prefix}cc.{group_id if group_id == '*' else escape(group_id)}"
+
     def bucket(self, name: str) -> str:
         """KV bucket, for instance ``celery_results``."""
         return f"celery_{name}{self._bucket_suffix}"

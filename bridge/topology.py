@@ -26,6 +26,7 @@ BUCKET_TTL_SECONDS: dict[str, float] = {
     "status": 0,
     "bindings": 0,
     "deliveries": _DAY_SECONDS,
+    "chords": 0,
 }
 
 
@@ -74,6 +75,21 @@ def dead_stream(names: Names, replicas: int = 1) -> dict[str, Any]:
     }
 
 
+def counter_stream(names: Names, replicas: int = 1) -> dict[str, Any]:
+    """Counters of chords (ADR-49 of NATS). One that nobody has touched for a week is dropped."""
+    return {
+        "name": names.counter_stream,
+        "subjects": [names.chord_counter("*")],
+        "retention": "limits",
+        "discard": "old",
+        "storage": "file",
+        "num_replicas": replicas,
+        "max_age": int(7 * _DAY_SECONDS) * _SECOND,
+        "max_msgs_per_subject": 1,
+        "allow_msg_counter": True,
+    }
+
+
 def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
     """A KV bucket as the NATS clients lay it out (ADR-8), with direct get and TTLs."""
     bucket_name = names.bucket(name)
@@ -105,5 +121,6 @@ def streams(names: Names, replicas: int = 1) -> list[dict[str, Any]]:
         task_stream(names, replicas),
         event_stream(names, replicas),
         dead_stream(names, replicas),
+        counter_stream(names, replicas),
         *buckets,
     ]

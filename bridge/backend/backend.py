@@ -13,11 +13,11 @@ from urllib.parse import urlsplit
 
 from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
-from celery.backends.base import BaseKeyValueStoreBackend
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.functional import retry_over_time
 
+from bridge.backend.chord import ChordBackend
 from bridge.backend.waiter import ResultConsumer
 from bridge.errors import NatsConnectionError
 from bridge.masking import mask_text
@@ -28,11 +28,8 @@ from bridge.wire import (
     ConnectOptions,
     JetStream,
     KeyExists,
-    Message,
     PayloadTooLarge,
 )
-from bridge.wire.jetstream import WRONG_LAST_SEQUENCE, JetStreamError
-from bridge.wire.kv import ttl_headers
 from bridge.wire.options import TRANSPORT_OPTIONS
 
 T = TypeVar("T")
@@ -43,14 +40,13 @@ _TRUNCATED_CHARACTERS = 10_000
 _TRUNCATED_ARGUMENTS = 10
 
 
-class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):
+class NatsBackend(AsyncBackendMixin, ChordBackend):
     """Results in the bucket `results`; thread-, greenlet- and fork-safe."""
 
     ResultConsumer = ResultConsumer
     supports_native_join = True
     supports_autoexpire = True
     persistent = True
-    implements_incr = True
 
     #: A server that restarts is back within a minute; until then a finished task waits here.
     retry_policy = {
@@ -144,42 +140,20 @@ class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):
 
         self._with_bucket(work)
 
-    def expire(self, key: str | bytes, value: float) -> None:
-        """Make a key expire `value` seconds from now; NATS has no way but to store it again."""
-        self._change(key, lambda data: data, value or None)
-
-    def incr(self, key: str | bytes) -> int:
-        """Add one to a counter and return it, exact under concurrency."""
-        data = self._change(key, lambda data: b"%d" % (int(data or 0) + 1), self._ttl)
-        assert data is not None
-        return int(data)
-
-    def _change(
-        self,
-        key: str | bytes,
-        change: Callable[[bytes | None], bytes | None],
-        ttl_seconds: float | None,
-    ) -> bytes | None:
-        """Store and return what `change` makes of the present value; None leaves it as it is.
-
-        Again where somebody else was faster: a chord's parts count up and set times side by side.
-        """
-
-        name = self._key(key)
-
-        def work(bucket: Bucket, js: JetStream) -> bytes | None:
-            while True:
-                last = js.get_last(bucket.stream, bucket.subject(name))
-                data = change(last.payload if last else None)
-                if data is None or _replace(bucket, js, name, last, data, ttl_seconds):
-                    return data
-
-        return self._with_bucket(work)
-
     # -- results -----------------------------------------------------------------------
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: waiting starts in `get()`, which also sees what came before it."""
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Stop watching for a result, unless another AsyncResult waits for the same task.
+
+        Celery calls this for every AsyncResult that is thrown away, whoever else waits.
+        """
+        waiting = [pending.get(result.id) for pending in self._pending_results]
+        if any(other is not None and other is not result for other in waiting):
+            return result
+        return super().remove_pending_result(result)
 
     def on_result_fulfilled(self, result: Any) -> None:
         self.result_consumer.cancel_for(result.id)
@@ -237,30 +211,6 @@ class NatsBackend(AsyncBackendMixin, BaseKeyValueStoreBackend):
                     bucket.put(name, data, self._ttl)
 
         self._with_bucket(work)
-
-
-def _replace(
-    bucket: Bucket,
-    js: JetStream,
-    name: str,
-    last: Message | None,
-    data: bytes,
-    ttl_seconds: float | None,
-) -> bool:
-    """Store `data` in place of `last`; False where that is no longer the last."""
-    try:
-        if last is None:
-            bucket.create(name, data, ttl_seconds)
-        else:
-            expected = {"Nats-Expected-Last-Subject-Sequence": last.headers["Nats-Sequence"]}
-            js.publish(bucket.subject(name), data, {**expected, **ttl_headers(ttl_seconds)})
-    except KeyExists:
-        return False
-    except JetStreamError as error:
-        if error.err_code != WRONG_LAST_SEQUENCE:
-            raise
-        return False
-    return True
 
 
 def _truncated(meta: dict[str, Any]) -> dict[str, Any]:

@@ -38,11 +38,15 @@ class ApiError(msgspec.Struct, frozen=True):
 
 
 class PubAck(msgspec.Struct, frozen=True):
-    """JetStream has stored a message (or knew its Nats-Msg-Id already: `duplicate`)."""
+    """JetStream has stored a message (or knew its Nats-Msg-Id already: `duplicate`).
+
+    `val` is the total, a decimal number, where the message counted (ADR-49 of NATS).
+    """
 
     stream: str
     seq: int
     duplicate: bool = False
+    val: str = ""
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -50,6 +54,7 @@ class _Answer(msgspec.Struct, frozen=True):
     stream: str = ""
     seq: int = 0
     duplicate: bool = False
+    val: str = ""
 
 
 class JetStreamError(BridgeError):
@@ -174,7 +179,7 @@ def _pub_ack(reply: Message, subject: str) -> PubAck | JetStreamError:
         return JetStreamError(ApiError(description=f"no PubAck but {error}"), subject)
     if answer.error is not None:
         return JetStreamError(answer.error, subject)
-    return PubAck(answer.stream, answer.seq, answer.duplicate)
+    return PubAck(answer.stream, answer.seq, answer.duplicate, answer.val)
 
 
 def _api_answer(reply: Message, name: str) -> dict[str, Any]:

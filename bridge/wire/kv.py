@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import msgspec
 
@@ -12,6 +13,7 @@ from bridge.wire.connection import answered
 from bridge.wire.jetstream import (
     NO_MESSAGE_FOUND,
     WRONG_LAST_SEQUENCE,
+    ApiError,
     JetStream,
     JetStreamError,
     is_gone,
@@ -25,8 +27,32 @@ _END_OF_BATCH = 204
 _DELETE = {"KV-Operation": "DEL"}
 
 
+#: Requests in one write, so that the answers stay well below what a server holds for a client.
+_REQUESTS = 500
+
+
 class KeyExists(BridgeError):
     """`Bucket.create` found a value already there."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A value and the revision it was stored under."""
+
+    value: bytes
+    revision: int
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """A message as the stream API shows it."""
+
+    seq: int
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _StoredAnswer(msgspec.Struct, frozen=True):
+    message: _Stored | None = None
+    error: ApiError | None = None
 
 
 def ttl_headers(ttl_seconds: float | None) -> dict[str, str]:
@@ -86,6 +112,68 @@ class Bucket:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
             raise KeyExists(f"{key} is already in {self.name}") from error
+
+    def update(
+        self, key: str, value: bytes, revision: int, ttl_seconds: float | None = None
+    ) -> int | None:
+        """Store where the key is still at `revision`; return the new one, None where it is not."""
+        expected = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        try:
+            return self._js.publish(
+                self.subject(key), value, {**expected, **ttl_headers(ttl_seconds)}
+            ).seq
+        except JetStreamError as error:
+            if error.err_code != WRONG_LAST_SEQUENCE:
+                raise
+        return None
+
+    def entries(self, keys: Iterable[str]) -> list[Entry | None]:
+        """Return what is stored, as the stream's leader knows it.
+
+        `get` and `items` may be answered by a replica that has not seen the latest writes.
+        """
+        keys = list(keys)
+        found: list[Entry | None] = []
+        for start in range(0, len(keys), _REQUESTS):
+            requests = [
+                (
+                    f"$JS.API.STREAM.MSG.GET.{self.stream}",
+                    msgspec.json.encode({"last_by_subj": self.subject(key)}),
+                    None,
+                )
+                for key in keys[start : start + _REQUESTS]
+            ]
+            replies = self._js.connection.request_many(requests, self._js.timeout)
+            found += [self._entry(reply) for reply in replies]
+        return found
+
+    def _entry(self, reply: Message) -> Entry | None:
+        answer = msgspec.json.decode(reply.payload, type=_StoredAnswer)
+        if answer.error is not None and answer.error.code != NO_MESSAGE_FOUND:
+            raise JetStreamError(answer.error, self.stream)
+        stored = answer.message
+        if stored is None or is_gone(Message("", 0, "", stored.hdrs, stored.data)):
+            return None
+        return Entry(stored.data, stored.seq)
+
+    def keys(self, pattern: str) -> list[str]:
+        """Return the keys a pattern (``*``, ``>``) matches, as the stream's leader knows them."""
+        prefix = self.subject("")
+        found: list[str] = []
+        while True:
+            request = {"subjects_filter": self.subject(pattern), "offset": len(found)}
+            info = self._js.api(f"STREAM.INFO.{self.stream}", request)
+            page = info["state"].get("subjects") or {}
+            found += [subject.removeprefix(prefix) for subject in page]
+            if not page or len(found) >= info.get("total", 0):
+                return found
+
+    def purge(self, *patterns: str) -> None:
+        """Remove the matching keys and leave no marker."""
+        self._js.api_many(
+            (f"STREAM.PURGE.{self.stream}", {"filter": self.subject(pattern)})
+            for pattern in patterns
+        )
 
     def delete(self, key: str) -> None:
         self._js.publish(self.subject(key), b"", _DELETE)

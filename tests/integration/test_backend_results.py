@@ -280,27 +280,6 @@ def test_storing_gives_up_in_the_end(make_app: MakeApp, nats_server: NatsServer)
         app.backend.get("key")
 
 
-def test_counters_are_exact(app: Celery, task_id: str) -> None:
-    """Chords count their parts from many processes at once."""
-    with ThreadPoolExecutor(8) as pool:
-        values = list(pool.map(lambda _: app.backend.incr(task_id), range(80)))
-
-    assert sorted(values) == list(range(1, 81))
-
-
-def test_setting_a_time_loses_no_count(app: Celery, task_id: str) -> None:
-    """The parts of a chord do both to its counter, all at once."""
-
-    def count(_: int) -> None:
-        app.backend.incr(task_id)
-        app.backend.expire(task_id, 60)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(count, range(80)))
-
-    assert app.backend.incr(task_id) == 81
-
-
 def test_many_results_are_read_in_one_go(app: Celery, task_id: str) -> None:
     """A group of hundreds joins, those that are missing told as pending."""
     names = [f"{task_id}-{number}" for number in range(300)]
@@ -324,18 +303,6 @@ def test_groups_are_kept_and_deleted(app: Celery, task_id: str) -> None:
 
     group.delete()
     assert GroupResult.restore(task_id, app=app) is None
-
-
-def test_keys_may_be_made_to_expire(app: Celery, task_id: str) -> None:
-    """A chord's counter outlives its use by its time and not for ever."""
-    app.backend.set(task_id, b"value")
-    app.backend.expire(task_id, 1)
-    assert app.backend.get(task_id) == b"value"
-
-    deadline = time.monotonic() + 10
-    while app.backend.get(task_id) is not None:
-        assert time.monotonic() < deadline, "the key did not expire"
-        time.sleep(0.1)
 
 
 def test_url_is_shown_without_its_password(make_app: MakeApp) -> None:
