@@ -19,7 +19,7 @@ _DAY_SECONDS = 86_400.0
 #: `idempotency` is 48 h: the promise is 24 h, the rest is margin for clocks.
 BUCKET_TTL_SECONDS: dict[str, float] = {
     "results": 0,
-    "tasks": 7 * _DAY_SECONDS,
+    "tasks": 0,
     "idempotency": 2 * _DAY_SECONDS,
     "revoked": 7 * _DAY_SECONDS,
     "workers": 0,
@@ -28,6 +28,10 @@ BUCKET_TTL_SECONDS: dict[str, float] = {
     "deliveries": _DAY_SECONDS,
     "chords": 0,
 }
+
+#: How long the record of an accepted task is kept after it is due. Each one carries its own time:
+#: a bucket's limit would also cut those of tasks that are due later than that.
+TASK_RECORD_SECONDS = 7 * _DAY_SECONDS
 
 
 def task_stream(names: Names, replicas: int = 1) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from bridge.submission.registry import TaskTypes
 from bridge.submission.request import Accepted, Submission
 from bridge.submission.stored import read
 from bridge.submission.view import Known, state_of
-from bridge.topology import BUCKET_TTL_SECONDS
+from bridge.topology import TASK_RECORD_SECONDS
 from bridge.transport.delay import MIN_DELAY_SECONDS, nonce, schedule_headers
 from bridge.wire import ConnectionPool, JetStream, JetStreamError, PayloadTooLarge, PubAck
 from bridge.wire.connection import Outgoing
@@ -153,9 +153,9 @@ class Submitter:
             expires_at=None if times.expires is None else from_epoch(times.expires),
             timeout_seconds=submission.timeout,
         )
-        # A task that waits long must not outlive its record.
+        # A task that waits for its time must not outlive its record.
         wait = max(0.0, times.eta - times.now) if times.scheduled and times.eta else 0.0
-        headers = ttl_headers(BUCKET_TTL_SECONDS["tasks"] + wait) if wait else None
+        headers = ttl_headers(TASK_RECORD_SECONDS + wait)
         subject = TaskPlaces(self._names, task_id).record_subject
         return subject, msgspec.json.encode(record), headers
 
