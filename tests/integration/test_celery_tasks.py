@@ -15,7 +15,7 @@ from celery import Celery, chain, chord, group
 from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, GroupResult, allow_join_result
 
-from bridge.names import Names
+from bridge.names import DEFAULT_PRIORITY, Names
 from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
@@ -126,16 +126,15 @@ def test_priority_reaches_the_worker(call: Call) -> None:
     assert call("request_of", priority=8)["priority"] == 8
 
 
-def test_tasks_sent_by_name_have_the_default_priority(app: Celery, js: JetStream) -> None:
-    """`send_task` and `apply_async` without a priority store at the same level."""
+def test_tasks_without_priority_are_stored_alike(app: Celery, js: JetStream) -> None:
+    """kombu says 0 where `send_task` names none, and `apply_async` says nothing."""
     queue = f"nobody-{uuid.uuid4().hex[:8]}"
     app.send_task("foreign.add", (1, 1), queue=queue)
     app.signature("foreign.add", (1, 1)).apply_async(queue=queue)
-    app.send_task("foreign.add", (1, 1), queue=queue, priority=0)
+    app.send_task("foreign.add", (1, 1), queue=queue, priority=None)
 
-    assert sorted(stored_subjects(js, NAMES.queue_subjects(queue))) == [
-        NAMES.task_subject(queue, 0),
-        NAMES.task_subject(queue, 5),
+    assert stored_subjects(js, NAMES.queue_subjects(queue)) == [
+        NAMES.task_subject(queue, DEFAULT_PRIORITY)
     ]
 
 
