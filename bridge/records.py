@@ -22,10 +22,14 @@ class TaskState(StrEnum):
     SUCCESS = "SUCCESS"
     FAILURE = "FAILURE"
     REVOKED = "REVOKED"
+    #: it ended, and its result was kept for as long as the settings say
+    EXPIRED = "EXPIRED"
 
 
 #: States that no longer change.
-FINAL_STATES = frozenset({TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED})
+FINAL_STATES = frozenset(
+    {TaskState.SUCCESS, TaskState.FAILURE, TaskState.REVOKED, TaskState.EXPIRED}
+)
 
 
 class TaskRecord(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

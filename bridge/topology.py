@@ -118,13 +118,23 @@ def bucket(names: Names, name: str, replicas: int = 1) -> dict[str, Any]:
     }
 
 
+def results_bucket(names: Names, replicas: int = 1) -> dict[str, Any]:
+    """Bucket `results`: what expires leaves a marker as long as the task's record is kept.
+
+    Without it a task whose result is gone could not be told from one that still waits.
+    """
+    marker_ttl = int(TASK_RECORD_SECONDS) * _SECOND
+    return {**bucket(names, "results", replicas), "subject_delete_marker_ttl": marker_ttl}
+
+
 def streams(names: Names, replicas: int = 1) -> list[dict[str, Any]]:
     """Every stream of a virtual host."""
-    buckets = [bucket(names, name, replicas) for name in BUCKET_TTL_SECONDS]
+    buckets = [bucket(names, name, replicas) for name in BUCKET_TTL_SECONDS if name != "results"]
     return [
         task_stream(names, replicas),
         event_stream(names, replicas),
         dead_stream(names, replicas),
+        results_bucket(names, replicas),
         counter_stream(names, replicas),
         *buckets,
     ]

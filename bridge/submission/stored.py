@@ -8,10 +8,11 @@ import msgspec
 
 from bridge.errors import TaskNotFound
 from bridge.names import Names
-from bridge.records import ActiveTask, TaskRecord
+from bridge.records import ActiveTask, TaskRecord, TaskState
 from bridge.submission.keys import TaskPlaces
 from bridge.submission.view import Known, ResultMeta
-from bridge.wire import JetStream
+from bridge.wire import JetStream, Message
+from bridge.wire.jetstream import is_expired, is_gone
 
 _decode_record = msgspec.json.Decoder(TaskRecord).decode
 #: Decode a result as Celery stores it.
@@ -34,6 +35,12 @@ def check_id(task_id: str) -> None:
         raise not_found(task_id)
 
 
+def _meta(result: Message) -> ResultMeta | None:
+    if is_expired(result):
+        return ResultMeta(status=TaskState.EXPIRED)
+    return None if is_gone(result) else decode_meta(result.payload)
+
+
 class Stored(NamedTuple):
     """What the streams hold of a task, and the sequence of its result (0 without one)."""
 
@@ -45,11 +52,11 @@ def read(js: JetStream, names: Names, task_id: str, active: ActiveTask | None = 
     """Read record and result of a task whose id was checked. Raises NatsConnectionError."""
     places = TaskPlaces(names, task_id)
     # The result first: a task that ends between the two reads is then merely reported earlier.
-    result = js.get_last(places.result_stream, places.result_subject)
+    result = js.get_last_or_marker(places.result_stream, places.result_subject)
     record = js.get_last(places.record_stream, places.record_subject)
     known = Known(
         record=None if record is None else _decode_record(record.payload),
-        meta=None if result is None else decode_meta(result.payload),
+        meta=None if result is None else _meta(result),
         active=active,
     )
     return Stored(known, 0 if result is None else int(result.headers["Nats-Sequence"]))

@@ -97,7 +97,7 @@ class Known(msgspec.Struct, kw_only=True, frozen=True):
 def state_of(known: Known, now_epoch: float) -> str:
     """Return the state of a task, truthfully: what was never started is not called PENDING."""
     meta, active, record = known.meta, known.active, known.record
-    if meta is not None and meta.final:
+    if meta is not None and meta.final and not (active and meta.status == TaskState.EXPIRED):
         return meta.status
     if active is not None and (meta is None or _runs_again(meta, active)):
         return TaskState.STARTED

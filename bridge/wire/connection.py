@@ -127,11 +127,14 @@ class Connection:
         """Send one message and wait for nothing. Raises NatsConnectionError, PayloadTooLarge."""
         self._write(encode_publish(subject, payload, headers, reply, self._max_payload))
 
-    def publish_many(self, messages: Iterable[tuple[str, bytes]]) -> None:
-        """Send messages without headers in one write."""
+    def publish_many(self, messages: Iterable[tuple[str, bytes, str]]) -> None:
+        """Send messages without headers (subject, payload, reply subject or "") in one write."""
         limit = self._max_payload
         self._write(
-            b"".join(encode_publish(s, payload, max_payload=limit) for s, payload in messages)
+            b"".join(
+                encode_publish(subject, payload, None, reply, limit)
+                for subject, payload, reply in messages
+            )
         )
 
     @property

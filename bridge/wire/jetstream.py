@@ -118,8 +118,16 @@ class JetStream:
         """Return the last message on a subject, deletions and expiry markers as None."""
         return self.get_last_many(stream, [subject])[0]
 
+    def get_last_or_marker(self, stream: str, subject: str) -> Message | None:
+        """Return the last message on a subject, be it the marker of an expired one."""
+        [reply] = self._get_last([subject], stream)
+        return None if reply.status is not None else reply
+
     def get_last_many(self, stream: str, subjects: Iterable[str]) -> list[Message | None]:
         """`get_last` of several subjects in one write."""
+        return [None if is_gone(reply) else reply for reply in self._get_last(subjects, stream)]
+
+    def _get_last(self, subjects: Iterable[str], stream: str) -> list[Message]:
         replies = self.connection.request_many(
             [(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", None) for subject in subjects],
             self.timeout,
@@ -127,7 +135,7 @@ class JetStream:
         for reply in replies:
             if reply.status not in {None, NO_MESSAGE_FOUND}:
                 raise status_error(reply, stream)
-        return [None if is_gone(reply) else reply for reply in replies]
+        return replies
 
     def ensure_stream(self, config: Mapping[str, Any]) -> None:
         """Create the stream; bring an existing one to what we require of it.
@@ -196,6 +204,11 @@ def _api_answer(reply: Message, name: str) -> dict[str, Any]:
 def status_error(message: Message, stream: str) -> JetStreamError:
     """Return the exception for a direct get that was refused, for instance as malformed."""
     return JetStreamError(ApiError(message.status or 500, 0, message.description), stream)
+
+
+def is_expired(message: Message) -> bool:
+    """True for the marker that a message leaves whose time was up (ADR-43 of NATS)."""
+    return message.headers.get("Nats-Marker-Reason") == "MaxAge"
 
 
 def is_gone(message: Message) -> bool:

@@ -59,6 +59,20 @@ def test_task_of_a_celery_client_is_shown(room: Room) -> None:
     assert (view.state, view.result, view.task_type) == ("SUCCESS", 3, "their.task")
 
 
+def test_a_task_whose_result_expired_does_not_look_queued(room: Room) -> None:
+    """What ended long ago is told apart from what waits, and its key is not used up again."""
+    request = Submission(task_type="test", task_data={})
+    task_id = room.submitter.submit(request, "key-1").task_id
+    room.store_result(task_id, status="SUCCESS", result=1, ttl_seconds=1)
+    room.wait_until_result_expires(task_id)
+
+    again = room.submitter.submit(request, "key-1")
+
+    assert room.lookup.get(task_id).state == "EXPIRED"
+    assert (again.task_id, again.duplicate, again.state) == (task_id, True, "EXPIRED")
+    assert room.queued() == 1
+
+
 def test_waiter_is_woken_by_the_result(room: Room) -> None:
     """A waiting call returns when the result is stored, past states that are not final."""
     task_id = _submit(room)

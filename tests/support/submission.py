@@ -109,10 +109,19 @@ class Room:
     def bucket(self, name: str) -> Bucket:
         return Bucket(self.js, self.names.bucket(name))
 
-    def store_result(self, task_id: str, **meta: Any) -> None:
+    def store_result(self, task_id: str, *, ttl_seconds: float | None = None, **meta: Any) -> None:
         """Write a result as a worker does."""
         value = msgspec.json.encode({"task_id": task_id, **meta})
-        self.bucket("results").put(result_key(task_id), value)
+        self.bucket("results").put(result_key(task_id), value, ttl_seconds)
+
+    def wait_until_result_expires(self, task_id: str) -> None:
+        """Return when the server tells that it dropped the result."""
+        gone: list[Message] = []
+        bucket = self.bucket("results")
+        sid = self.connection.subscribe(bucket.change_subject(result_key(task_id)), gone.append)
+        while bucket.get(result_key(task_id)) is not None and not gone:
+            self.connection.drain(10)
+        self.connection.unsubscribe(sid)
 
     def tombstone(self, task_id: str) -> bytes | None:
         return self.bucket("revoked").get(escape(task_id))
