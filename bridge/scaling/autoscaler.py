@@ -22,7 +22,7 @@ from bridge.scaling.reading import Reading
 
 PERIOD_SECONDS: Final = 1.0
 #: Without a new reading for so long, nothing is known any more.
-_BLIND_SECONDS: Final = 5.0
+BLIND_SECONDS: Final = 5.0
 _MANUAL: Final = "manual"
 
 log = get_logger("bridge.scaling")
@@ -64,6 +64,7 @@ class Autoscaler:
         automatic: bool = True,
         leads: Callable[[], bool] = lambda: True,
         period_seconds: float = PERIOD_SECONDS,
+        blind_seconds: float = BLIND_SECONDS,
     ) -> None:
         self._observe = observe
         self._apply = apply
@@ -73,6 +74,7 @@ class Autoscaler:
         self._automatic = automatic
         self._leads = leads
         self._period_seconds = period_seconds
+        self._blind_seconds = blind_seconds
         # Decisions of the policy and of people never mix: one at a time, the later one counts.
         self._lock = asyncio.Lock()
         self._leading = False
@@ -198,7 +200,7 @@ class Autoscaler:
         if reading is not None and reading.at_seconds != self._last_reading_at:
             self._last_reading_at, self._news_at = reading.at_seconds, now
             return reading, None
-        return None, reason if now - self._news_at > _BLIND_SECONDS else None
+        return None, reason if now - self._news_at > self._blind_seconds else None
 
     async def _decide(self, reading: Reading | None, blind: str | None) -> None:
         if reading is None and blind is None:

@@ -19,7 +19,7 @@ _SETTLED_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 1.0
 #: Fewer slots are wanted only if that saves at least this share of them.
 _WORTHWHILE: Final = 0.1
-#: Cool-downs after growing before a turn that saves less than half.
+#: So many cool-downs count for a turn that saves little.
 _PATIENCE: Final = 4
 
 
@@ -51,8 +51,9 @@ class Limits(msgspec.Struct, kw_only=True, frozen=True):
     target_wait_seconds: float = 2.0
     #: slots are given up after nothing has wanted them for so long
     cooldown_seconds: float = 15.0
-    #: at most one turn from growing to shrinking within so long: two reversals, there and back
-    turn_seconds: float = 120.0
+    #: a fleet that has grown turns to shrinking at most once within so long, which is at most
+    #: four reversals of direction in five minutes
+    turn_seconds: float = 150.0
 
     def clamp(self, size: Size) -> Size:
         """Return the nearest size that is allowed."""
@@ -93,7 +94,7 @@ class Direction(StrEnum):
 class Past(msgspec.Struct, kw_only=True, frozen=True):
     """What the policy must know of earlier decisions; it is handed back with each."""
 
-    #: time and slots needed then, oldest first, over one cool-down
+    #: time and slots needed then, oldest first
     needs: tuple[tuple[float, int], ...] = ()
     #: None until the first observation, and again after one was missing
     observed_since: float | None = None
@@ -102,12 +103,17 @@ class Past(msgspec.Struct, kw_only=True, frozen=True):
     #: when it last went down after having gone up
     turned_down_at: float | None = None
 
-    def noting(self, at: float, need: int, cooldown_seconds: float) -> Past:
-        """Return the past with one more need, without what is older than the cool-down."""
+    def noting(self, at: float, need: int, limits: Limits) -> Past:
+        """Return the past with one more need, without those that no longer matter."""
+        longest = limits.cooldown_seconds * _PATIENCE
         # A clock that was set back must not keep old needs alive.
-        kept = [n for n in self.needs if 0 <= at - n[0] <= cooldown_seconds]
+        kept = [n for n in self.needs if 0 <= at - n[0] <= longest]
         since = at if self.observed_since is None else min(self.observed_since, at)
         return msgspec.structs.replace(self, needs=(*kept, (at, need)), observed_since=since)
+
+    def peak(self, at: float, seconds: float) -> int:
+        """Return the most slots needed at once within the last `seconds`."""
+        return max(slots for noted, slots in self.needs if at - noted <= seconds)
 
     def unseen(self) -> Past:
         """Return the past after a moment of which nothing is known."""
@@ -158,7 +164,7 @@ def decide(size: Size, seen: Observation | None, limits: Limits, past: Past) -> 
         reason = f"{seen.waiting} wait and no worker takes any for {seen.stalled_seconds:.0f} s"
         return _hold(size, reason, seen, past.unseen())
     need = _needed(size, seen, limits, past)
-    past = past.noting(seen.at_seconds, need.slots, limits.cooldown_seconds)
+    past = past.noting(seen.at_seconds, need.slots, limits)
     grown = _grown(size, need.slots, limits)
     if grown != size:
         return _change(size, grown, need.reason, seen, past)
@@ -177,7 +183,10 @@ def _needed(size: Size, seen: Observation, limits: Limits, past: Past) -> _Need:
     if service is None:
         # Whatever runs has not ended yet, so anything that waits needs a slot of its own.
         return _Need(useful, f"{seen.waiting} wait, and how long a task takes is unknown")
-    load = max(seen.arrival_rate * service, seen.mean_busy)
+    load = seen.arrival_rate * service
+    if service >= _LOOK_SECONDS or seen.mean_busy >= size.slots:
+        # Of short tasks a few looks catch too few to tell how many run on average.
+        load = max(load, seen.mean_busy)
     backlog = seen.waiting * service / limits.target_wait_seconds
     needs = [
         _Need(_below(load, limits.scale_threshold), _load_reason(load, size, limits)),
@@ -243,31 +252,29 @@ def _divided(slots: int, each: int) -> int:
 def _down_or_hold(
     size: Size, need: _Need, seen: Observation, limits: Limits, past: Past
 ) -> Decision:
-    at = seen.at_seconds
-    peak = max(slots for _, slots in past.needs)
-    smaller = _shrunk(size, peak, limits)
+    at, seconds = seen.at_seconds, limits.cooldown_seconds
+    smaller = _shrunk(size, past.peak(at, seconds), limits)
+    turns = past.direction is Direction.UP
+    if turns and _saves_little(size, smaller, limits):
+        # Not worth turning for while the load may still be rising, or is only noisy.
+        seconds *= _PATIENCE
+        smaller = _shrunk(size, past.peak(at, seconds), limits)
     if smaller.slots > size.slots * (1 - _WORTHWHILE):
         return _hold(size, f"{need.slots} of {size.slots} slots needed", seen, past)
-    observed = at - (at if past.observed_since is None else past.observed_since)
-    if observed < limits.cooldown_seconds:
-        left = limits.cooldown_seconds - observed
-        return _hold(size, f"{peak} slots would do; cool-down for {left:.0f} s", seen, past)
-    left = _turn_wait(size, smaller, at, limits, past)
-    if left > 0:
-        return _hold(size, f"{peak} slots would do; no turn for {left:.0f} s", seen, past)
-    reason = f"no more than {peak} slots needed for {limits.cooldown_seconds:.0f} s"
+    begun = at if past.observed_since is None else past.observed_since
+    ripe = begun + seconds
+    if turns and past.turned_down_at is not None:
+        ripe = max(ripe, past.turned_down_at + limits.turn_seconds)
+    if at < ripe:
+        return _hold(size, f"{smaller} would do, if still so in {ripe - at:.0f} s", seen, past)
+    reason = f"no more than {past.peak(at, seconds)} slots needed for {seconds:.0f} s"
     return _change(size, smaller, reason, seen, past)
 
 
-def _turn_wait(size: Size, smaller: Size, at: float, limits: Limits, past: Past) -> float:
-    """Return how long a fleet that grew last must not shrink yet (seconds)."""
-    if past.direction is not Direction.UP or past.changed_at is None:
-        return 0.0
-    # What saves little is not worth turning for while the load may still be rising.
-    halves = smaller.slots <= size.slots / 2
-    grown = past.changed_at + limits.cooldown_seconds * (1 if halves else _PATIENCE)
-    turned = -math.inf if past.turned_down_at is None else past.turned_down_at
-    return max(grown, turned + limits.turn_seconds) - at
+def _saves_little(size: Size, smaller: Size, limits: Limits) -> bool:
+    least = limits.min_workers * limits.min_concurrent
+    saved = size.slots - smaller.slots
+    return smaller.slots > least and saved < max(size.slots / 3, limits.max_concurrent)
 
 
 # -- the answer ------------------------------------------------------------------------------

@@ -284,9 +284,3 @@ TRACES: Final = {
         Trace(name="idle", rate=lambda _: 0.1, highest_rate=0.1),
     )
 }
-
-
-def at_full_size(trace: Trace, limits: Limits = LIMITS, seed: int = 1) -> Outcome:
-    """Run a trace with all slots from the start."""
-    full = Size(limits.max_workers, limits.max_concurrent)
-    return Simulation(trace, limits, fixed=full, seed=seed).run()
