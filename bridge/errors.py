@@ -115,6 +115,10 @@ class ServiceUnavailable(BridgeError):
     retry_after_seconds = 5.0
 
 
+class WorkerSilent(ServiceUnavailable):
+    """A worker did not answer a command in time; whether it carried it out is unknown."""
+
+
 class NatsConnectionError(BridgeError, ConnectionError):
     """NATS cannot be reached, or the connection broke. Recoverable: connect again."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 
@@ -72,8 +74,7 @@ class PreforkSize:
     @property
     def serving(self) -> int:
         """Children that take tasks: alive and not told to leave."""
-        children: list[Any] = self._task_pool._pool._pool
-        return len(children) - len(self._leaving)
+        return sum(child not in self._leaving for child in self._task_pool._pool._pool)
 
     @property
     def pending_shrink(self) -> int:
@@ -87,12 +88,9 @@ class PreforkSize:
         if missing < 0:
             pool._processes = target
             pool._putlock.shrink(-missing)
-        while missing > 0:
-            step = min(missing, _GROW_STEP)
-            pool.grow(step)
-            pool.restart_state.R = 0
-            pool.maintain_pool()
-            missing -= step
+        if missing > 0:
+            with _collected_once():
+                _grow(pool, missing)
         # Shown by `inspect stats`; Celery's own grow and shrink forget it.
         self._task_pool.limit = target
         self.settle()
@@ -126,6 +124,34 @@ class PreforkSize:
         for (inqueue, *_others), owner in sender._queues.items():
             while owner is None and inqueue._reader.poll(0):
                 os.read(inqueue._reader.fileno(), _READ_BYTES)
+
+
+def _grow(pool: Any, missing: int) -> None:
+    while missing > 0:
+        step = min(missing, _GROW_STEP)
+        pool.grow(step)
+        pool.restart_state.R = 0
+        pool.maintain_pool()
+        missing -= step
+
+
+@contextmanager
+def _collected_once() -> Iterator[None]:
+    """Collect garbage now, and let what is alive count as clean until the end.
+
+    Celery collects before each fork, 40 ms every time in which the event loop stands still. The
+    children keep the mark, so that their own collections leave the shared pages alone.
+    """
+    if gc.get_freeze_count():
+        # The app has done so for good.
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _idle(pool: Any) -> Iterable[Any]:
