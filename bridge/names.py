@@ -21,7 +21,7 @@ DEFAULT_VHOST: Final = "default"
 EVENT_EXCHANGE: Final = "celeryev"
 
 #: The first tokens of the default virtual host's subjects, and what other streams are called.
-_RESERVED_VHOST = re.compile(r"(?:c[bdqsx]|kv)$|EVENTS|DEAD")
+_RESERVED_VHOST = re.compile(r"(?:c[bcdqsx]|kv)$|EVENTS|DEAD|COUNTERS")
 _NOT_ALPHANUMERIC = re.compile(r"[^A-Za-z0-9]")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _ESCAPED = re.compile(r"((?:=[0-9A-F]{2})+)")

@@ -21,7 +21,7 @@ from bridge.transport.headers import encode_message
 from bridge.transport.intake import ACK, NAK, TERM, Intake
 from bridge.transport.message import Message, RawMessage, decoded, level_of
 from bridge.transport.pull import Delivery
-from bridge.transport.transient import TransientQueue
+from bridge.transport.transient import TransientQueue, expiry_headers, priority_of
 from bridge.wire import Message as WireMessage
 from bridge.wire.jetstream import JetStreamError
 from bridge.wire.kv import ttl_headers
@@ -227,6 +227,7 @@ class Channel(base.StdChannel):
         if exchange:
             for queue in self.connection.bindings.queues_for(exchange, routing_key):
                 self._store(queue, headers, properties, fields, payload)
+        fields |= expiry_headers(_ttl_seconds(properties.get("expiration")))
         self.connection.wire.publish(
             self.connection.names.exchange_subject(exchange, routing_key), payload, fields
         )
@@ -308,9 +309,11 @@ class Channel(base.StdChannel):
                     self.basic_ack(raw.delivery_tag)
                 callback(raw)
 
-            self.connection.add_ready(
-                _TRANSIENT_PRIORITY if delivery is None else delivery.priority, deliver
-            )
+            if delivery is None:
+                priority = _TRANSIENT_PRIORITY + priority_of(message)
+            else:
+                priority = delivery.priority
+            self.connection.add_ready(priority, deliver)
 
         return take
 
@@ -357,8 +360,8 @@ class Channel(base.StdChannel):
         """Take one message, the highest priority first; None where there is none."""
         transient = self._transient.get(queue)
         if transient is not None:
-            messages = transient.messages
-            return self._raw(queue, messages.popleft(), None, "") if messages else None
+            message = transient.take()
+            return None if message is None else self._raw(queue, message, None, "")
         delivery = self._intake.fetch_one(queue)
         if delivery is None:
             return None

@@ -193,3 +193,10 @@ class QueuePull:
     def stop(self) -> None:
         """End the pulls. Deliveries already on their way still reach `on_delivery`."""
         self._connection.unsubscribe_and_flush(self._sid)
+        # The server drops a pull that nobody listens for when it is asked about the consumer. If
+        # it found out with a message that comes back, that one would go to the end of the line.
+        self._connection.request_many(
+            (self._endpoints[priority].replace("MSG.NEXT", "INFO"), b"", None)
+            for priority, level in self._levels.items()
+            if level.asked
+        )

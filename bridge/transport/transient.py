@@ -5,12 +5,32 @@ They are core NATS subscriptions and leave nothing in the server (ADR 0002).
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
-from bridge.names import Names
+from bridge.names import MAX_PRIORITY, Names
 from bridge.transport.exchange import key_matches
 from bridge.wire import Connection, Message
+
+#: Core NATS watches no time to live: when a message ends (ms since the epoch).
+EXPIRES_AT = "Expires-At"
+
+
+def expiry_headers(ttl_seconds: float | None) -> dict[str, str]:
+    """Return what lets the receiver tell that a message has outlived its time."""
+    return {} if ttl_seconds is None else {EXPIRES_AT: str(int((time.time() + ttl_seconds) * 1e3))}
+
+
+def priority_of(message: Message) -> int:
+    """Return a message's priority; 0, as in AMQP, for one without."""
+    text = message.headers.get("Priority", "")
+    return min(int(text), MAX_PRIORITY) if text.isdecimal() else 0
+
+
+def _is_expired(message: Message) -> bool:
+    text = message.headers.get(EXPIRES_AT, "")
+    return text.isdecimal() and time.time() * 1e3 >= int(text)
 
 
 class TransientQueue:
@@ -60,6 +80,8 @@ class TransientQueue:
                 self._connection.unsubscribe(sid)
 
     def _receive(self, message: Message) -> None:
+        if _is_expired(message):
+            return
         if self.on_message is not None:
             self.on_message(message)
         else:
@@ -68,8 +90,17 @@ class TransientQueue:
     def consume(self, on_message: Callable[[Message], None]) -> None:
         """Hand over everything that lies here and everything to come."""
         self.on_message = on_message
+        while (message := self.take()) is not None:
+            on_message(message)
+
+    def take(self) -> Message | None:
+        """Return the next message, the highest priority first, and none that has expired."""
         while self.messages:
-            on_message(self.messages.popleft())
+            message = max(self.messages, key=priority_of)
+            self.messages.remove(message)
+            if not _is_expired(message):
+                return message
+        return None
 
     def close(self) -> None:
         for sids in self._sids.values():
