@@ -285,8 +285,7 @@ class Channel(base.StdChannel):
         if transient is not None:
             transient.consume(lambda message: take(message, None))
             return tag
-        if queue not in self.connection.durable_queues:
-            self.connection.declare_queue(queue)
+        self.connection.declare_queue(queue, consume=True)
         self._intake.consume(tag, queue, lambda delivery: take(delivery.message, delivery))
         return tag
 

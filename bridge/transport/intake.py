@@ -79,7 +79,7 @@ class Intake:
         for tag, pull in list(self._pulls.items()):
             if pull.consumer_missing:
                 pull.consumer_missing = False
-                self._connection.declare_queue(pull.queue)
+                self._connection.declare_queue(pull.queue, consume=True)
             if pull.refill():
                 # Last in turn for the next free slot, so that no queue starves behind another.
                 self._pulls[tag] = self._pulls.pop(tag)

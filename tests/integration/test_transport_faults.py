@@ -151,6 +151,30 @@ def test_delivery_of_a_frozen_process_comes_back(
     assert [message.payload for message in second.take()] == ["orphan"]
 
 
+def kept_seconds(connection: Connection, name: str) -> set[float]:
+    """The ack_wait of a queue's consumers, as the server has it."""
+    broker = connection.connection
+    infos = broker.js.api_many(broker.consumer_endpoints("INFO", name))
+    return {info["config"]["ack_wait"] / 1e9 for info in infos}
+
+
+def test_only_consumers_decide_how_long_deliveries_are_kept(connect: Connect, name: str) -> None:
+    """A publisher declares the queue with a setting of its own and changes nothing."""
+    queue = Queue(name)
+    publisher = connect(transport_options={"ack_wait": 60})
+    send(publisher, queue, 1)
+    assert kept_seconds(publisher, name) == {60}
+
+    Inbox(connect(transport_options={"ack_wait": ACK_WAIT_SECONDS}), queue)
+    assert kept_seconds(publisher, name) == {ACK_WAIT_SECONDS}
+
+    send(publisher, queue, 2)
+    send(connect(), queue, 3)
+    bound = queue.bind(connect().channel())
+    assert bound.queue_declare().message_count == 3
+    assert kept_seconds(publisher, name) == {ACK_WAIT_SECONDS}
+
+
 def test_unreachable_server_is_told_by_name() -> None:
     """Where nobody listens, the error names host and port."""
     with (
