@@ -6,7 +6,9 @@ import contextlib
 import heapq
 import logging
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +74,11 @@ class BrokerConnection:
         self._arrivals = 0
         self._loop: Any = None
         self._wake_reader = self._wake_writer = -1
-        self._acks: list[tuple[str, bytes]] = []
+        self._loop_thread = 0
+        #: subject, payload and reply subject of acks and pulls
+        self._outgoing: deque[tuple[str, bytes, str]] = deque()
+        #: the timer that ends the gathering, None when there is none
+        self._gathering: Any = None
 
     @property
     def connected(self) -> bool:
@@ -95,7 +101,7 @@ class BrokerConnection:
         with contextlib.suppress(NatsConnectionError):
             for channel in list(self.channels):
                 channel.close()
-            self.flush_acks()
+            self._flush()
             # Closing a socket with unread data resets it, and could take our last words along.
             self.wire.flush()
         self.collect()
@@ -183,6 +189,7 @@ class BrokerConnection:
         delivered = self._deliver(_DRAIN_LIMIT)
         while delivered < _DRAIN_LIMIT:
             coming = self._refill()
+            self._flush()
             if delivered and not coming:
                 return
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -208,7 +215,7 @@ class BrokerConnection:
         Tasks must reach Celery from a reader's callback: what is handed to the pool during
         `on_tick` may miss the pool's own turn there and lie until the next event.
         """
-        self._loop = loop
+        self._loop, self._loop_thread = loop, threading.get_ident()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
         loop.add_reader(self.wire.fileno(), self._on_readable)
@@ -234,32 +241,49 @@ class BrokerConnection:
             os.write(self._wake_writer, b"w")
 
     def _unregister(self) -> None:
-        if self._loop is None:
+        loop, self._loop = self._loop, None
+        if loop is None:
             return
-        self._loop.on_tick.discard(self.tick)
-        self._loop.remove_reader(self._wake_reader)
+        loop.on_tick.discard(self.tick)
+        loop.remove_reader(self._wake_reader)
         os.close(self._wake_reader)
         os.close(self._wake_writer)
-        self._loop = None
 
     def tick(self) -> None:
-        """Send the acks of this round and ask for more. Raises NatsConnectionError."""
+        """Ask for more and send what has gathered. Raises NatsConnectionError."""
         if not self.wire.connected:
             self._unregister()
             raise NatsConnectionError("the connection to NATS is closed")
-        self.flush_acks()
-        self._refill()
+        if self._gathering is None or any(channel.is_half_free for channel in self.channels):
+            self._refill()
+            self._flush()
         if self._ready:
             self._wake()
 
-    def send_ack(self, subject: str, verdict: bytes) -> None:
-        """Send one acknowledgement; under the hub together with others of the same round."""
+    def send_soon(self, subject: str, payload: bytes, reply: str) -> None:
+        """Send a message; under the hub together with others, at its next tick."""
         if self._loop is None:
-            self.wire.publish(subject, verdict)
+            self.wire.publish(subject, payload, reply=reply)
         else:
-            self._acks.append((subject, verdict))
+            self._outgoing.append((subject, payload, reply))
 
-    def flush_acks(self) -> None:
-        if self._acks:
-            acks, self._acks = self._acks, []
-            self.wire.publish_many(acks)
+    def send_ack(self, subject: str, verdict: bytes) -> None:
+        """Send one acknowledgement, shortly. Any thread."""
+        self.send_soon(subject, verdict, "")
+        if self._loop is None:
+            return
+        if threading.get_ident() != self._loop_thread:
+            # A thread pool's: the hub sleeps and knows nothing of it.
+            self._wake()
+        elif self._gathering is None:
+            self._gathering = self._loop.call_later(_GATHER_SECONDS, self._end_gathering)
+
+    def _end_gathering(self) -> None:
+        # The tick that follows in the same turn of the hub sends.
+        self._gathering = None
+
+    def _flush(self) -> None:
+        # Threads may add meanwhile, so one after the other.
+        outgoing = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
+        if outgoing:
+            self.wire.publish_many(outgoing)

@@ -339,6 +339,11 @@ class Channel(base.StdChannel):
             self._intake.hold(delivery_tag, delivery, consumer_tag)
         return RawMessage(queue, message, delivery, delivery_tag, consumer_tag)
 
+    @property
+    def is_half_free(self) -> bool:
+        """True where the next messages should be asked for without delay."""
+        return self._intake.is_half_free
+
     def refill(self) -> bool:
         """Ask the server for more; True while messages known to wait are on their way."""
         return self._intake.refill()

@@ -8,8 +8,10 @@ reading, which also makes a bare message with only ``Celery-task`` a complete ta
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from kombu.utils.json import dumps, loads
@@ -64,25 +66,52 @@ TASK_DEFAULTS: dict[str, Any] = {
 DELIVERY_COUNT = "x-delivery-count"
 
 _PLAIN_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-_MAYBE_JSON = frozenset('"{[-0123456789tfnNI')
+_NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
+_CONSTANTS = frozenset({"true", "false", "null", "NaN", "Infinity", "-Infinity"})
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+#: Longer scalars are not remembered: they hardly come twice.
+_REMEMBERED_CHARACTERS = 64
 
 
 def encode_value(value: Any) -> str:
     """Return a header value that `decode_value` turns back into `value`."""
     if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value) and decode_value(value) is value:
         return value
-    text: str = dumps(value)
+    # kombu's encoder knows more types and is made anew for every call.
+    text: str = json.dumps(value) if type(value) in _SCALARS else dumps(value)
     return text
 
 
 def decode_value(text: str) -> Any:
     """Return the value of a header; text that is not JSON is itself."""
-    if text[:1] not in _MAYBE_JSON:
-        return text
+    first = text[:1]
+    if first in {"{", "["}:
+        return _decode_json(text)
+    # No number: learning of an id from an exception that it is none takes long.
+    if first == '"' or text in _CONSTANTS or _NUMBER.fullmatch(text):
+        return _decode_known(text) if len(text) <= _REMEMBERED_CHARACTERS else _decode_json(text)
+    return text
+
+
+def _decode_json(text: str) -> Any:
     try:
         return loads(text)
     except ValueError:
         return text
+
+
+#: For scalars only, which nobody can change.
+_decode_known = lru_cache(maxsize=1024)(_decode_json)
+
+
+@lru_cache(maxsize=1024)
+def _field_of(name: str) -> str:
+    return APPLICATION_PREFIX + escape(name)
+
+
+@lru_cache(maxsize=1024)
+def _name_of(field: str) -> str:
+    return unescape(field.removeprefix(APPLICATION_PREFIX))
 
 
 def encode_message(
@@ -105,7 +134,7 @@ def encode_message(
             continue
         if name in defaults and (value == defaults[name] or _is_empty(name, value)):
             continue
-        fields[APPLICATION_PREFIX + escape(name)] = encode_value(value)
+        fields[_field_of(name)] = encode_value(value)
     if isinstance(body, str):
         body = body.encode(properties.get("content_encoding") or "utf-8")
     return fields, bytes(body)
@@ -117,7 +146,7 @@ def decode_message(fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str,
     properties: dict[str, Any] = dict(_PROPERTY_DEFAULTS)
     for field, text in fields.items():
         if field.startswith(APPLICATION_PREFIX):
-            headers[unescape(field[len(APPLICATION_PREFIX) :])] = decode_value(text)
+            headers[_name_of(field)] = decode_value(text)
         elif field in _HEADER_PROPERTIES:
             properties[_HEADER_PROPERTIES[field]] = decode_value(text)
     for name, value in _defaults_for(headers).items():

@@ -58,6 +58,7 @@ class Intake:
             self._connection.names,
             queue,
             credit=self._credit,
+            send=self._connection.send_soon,
             on_delivery=on_delivery,
         )
         self.refill()
@@ -73,6 +74,11 @@ class Intake:
             return self.prefetch - len(self._unacked) - coming
         # What was handed over no longer counts: fetching goes on as fast as it is taken.
         return _UNLIMITED_CREDIT - self._connection.ready_count - coming
+
+    @property
+    def is_half_free(self) -> bool:
+        """True where something is consumed and at least half of the prefetch is free."""
+        return bool(self._pulls) and 2 * self._credit() >= self.prefetch
 
     def refill(self) -> bool:
         """Ask the server for more; True while messages known to wait are on their way."""

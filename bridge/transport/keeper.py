@@ -52,7 +52,7 @@ class Keeper:
             try:
                 if time.monotonic() >= keep_at:
                     keep_at = time.monotonic() + self._keep_seconds
-                    self._connection.publish_many((s, IN_PROGRESS) for s in self._unacked())
+                    self._connection.publish_many((s, IN_PROGRESS, "") for s in self._unacked())
                 self._connection.check_peer(SILENCE_SECONDS)
             except NatsConnectionError as error:
                 # The reader of the connection sees the same and reports it to Celery.

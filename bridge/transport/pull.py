@@ -89,12 +89,17 @@ class QueuePull:
         queue: str,
         *,
         credit: Callable[[], int],
+        send: Callable[[str, bytes, str], None],
         on_delivery: Callable[[Delivery], bool],
     ) -> None:
-        """`on_delivery` returns False for a message it gave back."""
+        """`send` takes subject, payload and reply subject of a pull, to be sent shortly.
+
+        `on_delivery` returns False for a message it gave back.
+        """
         self.queue = queue
         self._connection = connection
         self._credit = credit
+        self._send = send
         self._on_delivery = on_delivery
         self._levels = {priority: _Level() for priority in PRIORITIES}
         self._endpoints = {
@@ -146,9 +151,7 @@ class QueuePull:
         level.fetching = fetch
         level.deadline = now + PULL_EXPIRES_SECONDS + _OVERDUE_SECONDS
         request = b'{"batch":%d,"no_wait":true}' % level.asked if fetch else _WATCH
-        self._connection.publish(
-            self._endpoints[priority], request, reply=f"{self._inbox}.{priority}"
-        )
+        self._send(self._endpoints[priority], request, f"{self._inbox}.{priority}")
 
     def _on_message(self, message: Message) -> None:
         with self._lock:

@@ -149,7 +149,7 @@ def test_callback_may_ask_the_server_itself(ours: Connection, serve: Serve) -> N
         answers.append(ours.request("wire.inner", message.payload).payload)
 
     ours.subscribe("wire.outer", receive)
-    ours.publish_many([("wire.outer", b"%d" % n) for n in range(5)])
+    ours.publish_many([("wire.outer", b"%d" % n, "") for n in range(5)])
     read_until(ours, lambda: len(answers) == 5)
     assert begun == [b"0", b"1", b"2", b"3", b"4"]
     assert sorted(answers) == begun
@@ -165,7 +165,7 @@ def test_failing_callback_loses_no_other_message(ours: Connection) -> None:
             raise RuntimeError("callback failed")
 
     ours.subscribe("wire.failing", receive)
-    ours.publish_many([("wire.failing", payload) for payload in (b"1", b"bad", b"2", b"3")])
+    ours.publish_many([("wire.failing", payload, "") for payload in (b"1", b"bad", b"2", b"3")])
 
     with pytest.raises(RuntimeError, match="callback failed"):
         read_until(ours, lambda: len(received) == 4)
@@ -183,7 +183,7 @@ def test_too_large_message_is_not_sent(ours: Connection) -> None:
         lambda: ours.publish("wire.large", b"x" * (limit + 1)),
         lambda: ours.publish("wire.large", b"x" * limit, {"K": "v"}),
         lambda: ours.request("wire.large", b"x" * (limit + 1)),
-        lambda: ours.publish_many([("wire.large", b"x" * (limit + 1))]),
+        lambda: ours.publish_many([("wire.large", b"x" * (limit + 1), "")]),
     ):
         with pytest.raises(PayloadTooLarge, match="max_payload"):
             send()
