@@ -49,6 +49,7 @@ class Autoscaler:
     once it is reached. Both may raise NatsConnectionError, and `apply` NotLeading: then the
     decision was not made, and the next look makes it again.
 
+    `limits` hold for everybody; the policy by itself leaves at least `idle_workers`.
     `initial` is the size when nothing is stored; with `automatic` False it stays until somebody
     asks for another one. `leads` tells whether this process may decide.
     """
@@ -61,6 +62,7 @@ class Autoscaler:
         history: History,
         *,
         initial: Size,
+        idle_workers: int = 1,
         automatic: bool = True,
         leads: Callable[[], bool] = lambda: True,
         period_seconds: float = PERIOD_SECONDS,
@@ -71,6 +73,7 @@ class Autoscaler:
         self._limits = limits
         self._history = history
         self._initial = initial
+        self._idle_workers = idle_workers
         self._automatic = automatic
         self._leads = leads
         self._period_seconds = period_seconds
@@ -221,7 +224,10 @@ class Autoscaler:
         """Return the limits within which the policy may move."""
         limits = self._limits
         workers, concurrency, _ = pins
-        if workers is not None:
+        if workers is None:
+            least = min(max(limits.min_workers, self._idle_workers), limits.max_workers)
+            limits = msgspec.structs.replace(limits, min_workers=least)
+        else:
             limits = msgspec.structs.replace(limits, min_workers=workers, max_workers=workers)
         if concurrency is not None:
             limits = msgspec.structs.replace(

@@ -44,7 +44,13 @@ def reading(at: float, waiting: int) -> Reading:
 class Bench:
     """An autoscaler, what it looks at, what it applied and what it stored."""
 
-    def __init__(self, *, automatic: bool = True, stored: ScalingState | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        automatic: bool = True,
+        idle_workers: int = 1,
+        stored: ScalingState | None = None,
+    ) -> None:
         self.seen: Callable[[], Reading | None] = lambda: None
         self.applied: list[Size] = []
         self.states: list[ScalingState] = []
@@ -59,6 +65,7 @@ class Bench:
             self,
             initial=Size(3, 1),
             automatic=automatic,
+            idle_workers=idle_workers,
             leads=lambda: self.leads,
             period_seconds=PERIOD_SECONDS,
             blind_seconds=0.1,
@@ -230,3 +237,14 @@ async def test_without_automatic_the_size_stays() -> None:
         assert bench.scaler.state.mode == "manual"
         await bench.scaler.automatic()
         await until(lambda: bench.scaler.size == Size(10, 5))
+
+
+async def test_policy_leaves_the_idle_workers() -> None:
+    """People may go below the workers that the policy leaves; given back, they are there again."""
+    bench = Bench(idle_workers=3)
+    bench.waiting(0)
+    async with bench.running():
+        await bench.scaler.scale(workers=2)
+        assert bench.scaler.size == Size(2, 1)
+        await bench.scaler.automatic()
+        await until(lambda: bench.scaler.size == Size(3, 1))
