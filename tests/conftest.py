@@ -16,14 +16,24 @@ _NAMES = frozenset(
     {
         "ACK_WAIT_SECONDS",
         "ALLOW_UNAUTHENTICATED",
+        "AUTOSCALE",
+        "COOLDOWN_SECONDS",
         "DATA_DIR",
+        "DRAIN_SECONDS",
         "ENVIRONMENT",
+        "IDLE_WORKERS",
         "LOG_LEVEL",
+        "MANUAL_HOLD_SECONDS",
         "MAX_BODY_BYTES",
         "MAX_CONCURRENT_TASKS",
+        "MAX_WORKERS",
+        "MIN_WORKERS",
         "RESULT_EXPIRES_SECONDS",
+        "SCALE_ANSWER_SECONDS",
+        "SCALE_THRESHOLD",
         "SHOW_TRACEBACKS",
         "SHUTDOWN_SECONDS",
+        "TARGET_WAIT_SECONDS",
         "TASK_DATA_DIR",
     }
 )
@@ -44,7 +54,8 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server = NatsServer(tmp_path / "nats")
     server.start()
     yield server
-    server.stop()
+    # Nobody reads its store again, so it need not be written out.
+    server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +64,4 @@ def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer
     server = NatsServer(tmp_path_factory.mktemp("shared-nats"))
     server.start()
     yield server
-    server.stop()
+    server.kill()

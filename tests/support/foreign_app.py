@@ -75,7 +75,7 @@ def signals_of(task_id: str) -> list[str]:
     return [line for line in seen_by_signals if task_id in line]
 
 
-@app.task(name="foreign.retrying", autoretry_for=(OSError,), retry_backoff=0.1, max_retries=3)
+@app.task(name="foreign.retrying", autoretry_for=(OSError,), retry_backoff=0.1, max_retries=2)
 def retrying(path: str, needed: int) -> int:
     """Succeed once the file has `needed` lines; add one at each try."""
     file = Path(path)
