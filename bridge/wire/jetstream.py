@@ -10,7 +10,7 @@ import msgspec
 from bridge import topology
 from bridge.errors import BridgeError, ErrorCode
 from bridge.names import Names
-from bridge.wire.connection import Connection, Outgoing
+from bridge.wire.connection import Connection, Outgoing, answered
 from bridge.wire.protocol import Message
 
 #: Settings of a stream that must be as we say; an operator may tune all others.
@@ -27,6 +27,10 @@ _NAME_IN_USE = 10058
 #: JetStream's error for a failed expected-last-sequence check (nats-facts: CAS)
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE_FOUND = 404
+_END_OF_BATCH = 204
+#: Well below what a server holds for a client before it cuts it as too slow (64 MB).
+_PAGE_BYTES = 8 * 1024 * 1024
+_PAGE_MESSAGES = 1000
 
 
 class ApiError(msgspec.Struct, frozen=True):
@@ -136,6 +140,32 @@ class JetStream:
             if reply.status not in {None, NO_MESSAGE_FOUND}:
                 raise status_error(reply, stream)
         return replies
+
+    def page(
+        self, stream: str, subjects: str, first: int, limit: int = _PAGE_MESSAGES
+    ) -> tuple[list[Message], int | None]:
+        """Return stored messages from sequence `first` on, and where the next page begins.
+
+        Each tells its subject and sequence in the headers Nats-Subject and Nats-Sequence.
+        """
+        request = {
+            "next_by_subj": subjects,
+            "seq": first,
+            "batch": limit,
+            "max_bytes": _PAGE_BYTES,
+        }
+        *messages, end = self.connection.collect(
+            f"$JS.API.DIRECT.GET.{stream}",
+            msgspec.json.encode(request),
+            lambda message: message.status is not None,
+            self.timeout,
+        )
+        if end.status == NO_MESSAGE_FOUND:
+            return [], None
+        if answered(end).status != _END_OF_BATCH:
+            raise status_error(end, stream)
+        pending, last = end.headers["Nats-Num-Pending"], end.headers["Nats-Last-Sequence"]
+        return messages, int(last) + 1 if int(pending) else None
 
     def ensure_stream(self, config: Mapping[str, Any]) -> None:
         """Create the stream; bring an existing one to what we require of it.

@@ -9,7 +9,6 @@ import msgspec
 
 from bridge.errors import BridgeError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
-from bridge.wire.connection import answered
 from bridge.wire.jetstream import (
     NO_MESSAGE_FOUND,
     WRONG_LAST_SEQUENCE,
@@ -17,13 +16,9 @@ from bridge.wire.jetstream import (
     JetStream,
     JetStreamError,
     is_gone,
-    status_error,
 )
 from bridge.wire.protocol import Message
 
-#: Well below what a server holds for a client before it cuts it as too slow (64 MB).
-_PAGE = {"batch": 1000, "max_bytes": 8 * 1024 * 1024}
-_END_OF_BATCH = 204
 _DELETE = {"KV-Operation": "DEL"}
 
 
@@ -184,7 +179,7 @@ class Bucket:
         found: dict[str, bytes] = {}
         first: int | None = 1
         while first is not None:
-            messages, first = self._page(f"{prefix}>", first)
+            messages, first = self._js.page(self.stream, f"{prefix}>", first)
             for message in messages:
                 key = message.headers["Nats-Subject"].removeprefix(prefix)
                 # A key that changes between two pages comes again in the later one.
@@ -193,19 +188,3 @@ class Bucket:
                 else:
                     found[key] = message.payload
         return found
-
-    def _page(self, subjects: str, first: int) -> tuple[list[Message], int | None]:
-        """Return stored messages from sequence `first` on, and where the next page begins."""
-        request = {"next_by_subj": subjects, "seq": first, **_PAGE}
-        *messages, end = self._js.connection.collect(
-            f"$JS.API.DIRECT.GET.{self.stream}",
-            msgspec.json.encode(request),
-            lambda message: message.status is not None,
-            self._js.timeout,
-        )
-        if end.status == NO_MESSAGE_FOUND:
-            return [], None
-        if answered(end).status != _END_OF_BATCH:
-            raise status_error(end, self.stream)
-        pending, last = end.headers["Nats-Num-Pending"], end.headers["Nats-Last-Sequence"]
-        return messages, int(last) + 1 if int(pending) else None

@@ -17,7 +17,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
-from bridge.worker import resize
+from bridge.worker import resize, scheduled
 from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
@@ -63,6 +63,7 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
         app.conf.task_inherit_parent_priority = True
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
     resize.install(app)
+    scheduled.install()
 
 
 def _on_import_modules(sender: Any, **_: Any) -> None:
