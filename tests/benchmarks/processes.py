@@ -139,12 +139,12 @@ class Processes:
         return f"amqp://guest:guest@127.0.0.1:{port}//"
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
+def end(process: subprocess.Popen[bytes], patience_seconds: float = _STOP_SECONDS) -> None:
     """Ask a process to end, then end its whole session."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_STOP_SECONDS)
+            process.wait(patience_seconds)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

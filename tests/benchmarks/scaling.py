@@ -6,6 +6,7 @@ outside, as the processes of the pools; waiting times are told by the tasks them
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -15,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 import psutil
@@ -33,7 +34,9 @@ TASK_SECONDS = 0.2
 IDLE_SECONDS, STEP_SECONDS, TAIL_SECONDS = 10.0, 60.0, 60.0
 #: tasks a second that one slot can do
 ONE_SLOT = 1 / TASK_SECONDS
-PHASES = ((IDLE_SECONDS, 0.5), (STEP_SECONDS, 20 * ONE_SLOT), (TAIL_SECONDS, 2 * ONE_SLOT))
+Phases = tuple[tuple[float, float], ...]
+#: seconds and tasks a second
+PHASES: Phases = ((IDLE_SECONDS, 0.5), (STEP_SECONDS, 20 * ONE_SLOT), (TAIL_SECONDS, 2 * ONE_SLOT))
 _SAMPLE_SECONDS = 0.2
 _QUIET_SECONDS = 20.0
 
@@ -75,10 +78,9 @@ class Run(msgspec.Struct):
             start - sent for sent, start, _ in self.tasks.values() if since <= sent < until
         )
 
-    def p95_wait(self) -> float:
-        """Return the waiting time that 95 % of the step's tasks did not exceed."""
-        waits = self.waits(self.step, self.step + STEP_SECONDS)
-        return statistics.quantiles(waits, n=20)[-1]
+    def p95_wait(self, since: float, until: float) -> float:
+        """Return the waiting time that 95 % of the tasks sent then did not exceed."""
+        return statistics.quantiles(self.waits(since, until), n=20)[-1]
 
     def seconds_until(self, reached: Callable[[Sample], bool]) -> float:
         """Return how long after the step the processes first were as asked for."""
@@ -127,11 +129,11 @@ def pools(processes: list[psutil.Process]) -> list[int]:
     return [sizes[pid] for pid, parent in parents.items() if parent not in parents]
 
 
-def run(name: str, pid: int, python: str, environ: dict[str, str]) -> Run:
+def run(name: str, pid: int, python: str, environ: dict[str, str], phases: Phases = PHASES) -> Run:
     """Send the load to workers below `pid`, wait for its end, and gather what happened."""
     with Sampler(pid) as sampler:
         client = subprocess.run(
-            [python, "scaling_app.py", "load", str(TASK_SECONDS), *(f"{s}:{r}" for s, r in PHASES)],
+            [python, "scaling_app.py", "load", str(TASK_SECONDS), *(f"{s}:{r}" for s, r in phases)],
             cwd=APPS,
             env={**os.environ, **environ},
             stdout=subprocess.PIPE,
@@ -170,12 +172,12 @@ def _settled(records: Path, sent: int) -> Iterator[list[str]]:
     yield from lines
 
 
-def on_service(directory: Path, name: str, **settings: str) -> Run:
-    """Run the load on `python -m bridge up`."""
+@contextlib.contextmanager
+def service(directory: Path, **settings: str) -> Iterator[tuple[RunningService, dict[str, str]]]:
+    """Run `python -m bridge up`; yield it and the environment that the client needs."""
     directory.mkdir()
-    records = str(directory / "records")
-    environ = {"BENCH_RECORDS": records, "PYTHONPATH": str(APPS)}
-    service = RunningService(
+    environ = {"BENCH_RECORDS": str(directory / "records"), "PYTHONPATH": str(APPS)}
+    running = RunningService(
         directory,
         CELERY_APP="scaling_app:app",
         MAX_WORKERS=str(WORKERS),
@@ -184,12 +186,17 @@ def on_service(directory: Path, name: str, **settings: str) -> Run:
         **environ,
         **settings,
     )
-    environ["CELERY_BROKER_URL"] = service.nats_url
     try:
-        service.start()
-        return run(name, service.processes()[0].pid, OURS, environ)
+        running.start()
+        yield running, {**environ, "CELERY_BROKER_URL": running.nats_url}
     finally:
-        service.clean_up()
+        running.clean_up()
+
+
+def on_service(directory: Path, name: str, **settings: str) -> Run:
+    """Run the step on the service."""
+    with service(directory, **settings) as (running, environ):
+        return run(name, running.processes()[0].pid, OURS, environ)
 
 
 def on_celery(directory: Path) -> Run:
@@ -245,7 +252,7 @@ def _report(report: Report, each: Run) -> None:
     values: dict[str, float] = {
         "pools s": each.seconds_until(lambda s: max(s.pools, default=0) >= first_gear),
         "workers s": each.seconds_until(lambda s: s.slots >= full),
-        "p95 s": each.p95_wait(),
+        "p95 s": each.p95_wait(each.step, each.step + STEP_SECONDS),
         "slot-s": each.slot_seconds(),
         "killed": each.killed,
         "doubled": each.doubled,
@@ -253,6 +260,3 @@ def _report(report: Report, each: Run) -> None:
     }
     for figure, value in values.items():
         report.add("scaling", each.name, figure, value)
-
-
-BENCHMARKS: dict[str, Callable[[Report, Path, int], Any]] = {"scaling": step}

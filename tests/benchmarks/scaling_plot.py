@@ -24,7 +24,13 @@ from tests.benchmarks.scaling import (
 
 TARGET: Final = ROOT / "docs" / "scaling.svg"
 _WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP = 860, 58, 150, 34, 130, 34
-_COLOURS: Final = {"load": "#888", "ours": "#1f6feb", "full": "#2da44e", "celery": "#cf222e"}
+_COLOURS: Final = {
+    "load": "#888",
+    "gear": "#9ec5ff",
+    "ours": "#1f6feb",
+    "full": "#2da44e",
+    "celery": "#cf222e",
+}
 
 Points = list[tuple[float, float]]
 
@@ -130,7 +136,11 @@ def main() -> None:
     panels = [
         Panel(
             "Slots (second 0 is the step)",
-            [load, Line("slots", _COLOURS["ours"], slots(elastic))],
+            [
+                load,
+                Line(f"workers x {CONCURRENCY}", _COLOURS["gear"], worker_slots(elastic)),
+                Line("slots", _COLOURS["ours"], slots(elastic)),
+            ],
         ),
         Panel(
             "The same, celery --autoscale",

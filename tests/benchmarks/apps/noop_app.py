@@ -1,7 +1,7 @@
 """A Celery app with Celery's own defaults, the same for every broker; also its client.
 
 BENCH_BROKER and BENCH_BACKEND are URLs (no backend: results off), BENCH_PREFETCH is
-`worker_prefetch_multiplier`.
+`worker_prefetch_multiplier`, BENCH_QUEUE the only queue.
 
     celery -A noop_app worker -c 2
     python noop_app.py publish 15000 FIFO     one `mark`, the no-ops, one `mark`; prints seconds
@@ -24,6 +24,7 @@ BACKEND = os.environ.get("BENCH_BACKEND")
 app = Celery("noop_app", broker=os.environ["BENCH_BROKER"], backend=BACKEND)
 app.conf.task_ignore_result = BACKEND is None
 app.conf.worker_prefetch_multiplier = int(os.environ.get("BENCH_PREFETCH", "4"))
+app.conf.task_default_queue = os.environ["BENCH_QUEUE"]
 app.conf.broker_connection_retry_on_startup = True
 
 
