@@ -12,7 +12,7 @@ from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result
 from celery.utils.functional import _regen
 
-from bridge.backend.chord_record import ChordRecord, new_holder, new_nonce
+from bridge.backend.chord_record import ChordRecord, new_holder
 from bridge.names import Names
 from bridge.wire import Bucket, JetStream
 
@@ -50,8 +50,7 @@ class ChordBackend(BaseKeyValueStoreBackend):
             self._with_bucket(lambda bucket, _: bucket.put(key, _bytes(value), ttl))
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
-        nonce = new_nonce()
-        self._chord(group_id, lambda chord: chord.set_size(chord_size, nonce))
+        self._chord(group_id, lambda chord: chord.set_size(chord_size))
 
     def add_to_chord(self, group_id: str, result: Any) -> None:
         self._chord(group_id, lambda chord: chord.add(result.id))
