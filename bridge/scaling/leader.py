@@ -12,16 +12,15 @@ import asyncio
 import contextlib
 import random
 import time
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
 
 from bridge.errors import BridgeError, NatsConnectionError, NatsTimeout
 from bridge.logs import get_logger
-from bridge.names import Names, bucket_change_subject, bucket_stream, bucket_subject
+from bridge.names import Names, bucket_stream, bucket_subject
 from bridge.records import LEADER_KEY
 from bridge.stats.client import REQUEST_TIMEOUT_SECONDS, direct_get, header, session
 from bridge.wire import ConnectOptions
@@ -70,7 +69,7 @@ class Leader:
                 async with session(self._options) as client:
                     told = False
                     await self._campaign(client, stop)
-            except (NatsConnectionError, LookupError) as error:
+            except NatsConnectionError as error:
                 if not told:
                     log.warning("leadership uncertain", name=self.name, reason=str(error))
                 told = True
@@ -109,14 +108,11 @@ class Leader:
 
     async def _campaign(self, client: Client, stop: asyncio.Event) -> None:
         self._client = client
-        changes = await client.subscribe(bucket_change_subject(self._bucket, LEADER_KEY))
         while not stop.is_set():
             async with self._lock:
                 await self._hold_or_take()
-            if self.leads:
-                await _pause(stop, self._ttl_seconds / 4)
-            else:
-                await self._await_change(changes, stop)
+            # Spread, so that several candidates do not ask as one.
+            await _pause(stop, self._ttl_seconds * random.uniform(0.2, 0.3))  # noqa: S311
         async with self._lock:
             await self._release()
 
@@ -127,9 +123,8 @@ class Leader:
         if holder not in {"", self.name}:
             self._resign(f"{holder} leads")
             return
-        value = msgspec.json.encode({"name": self.name})
         headers = {_EXPECTED: str(revision), "Nats-TTL": str(self._ttl_seconds)}
-        stored = await self._publish(LEADER_KEY, value, headers)
+        stored = await self._publish(LEADER_KEY, self.name.encode(), headers)
         if stored is None:
             self._resign("another controller was first")
             return
@@ -147,7 +142,7 @@ class Leader:
         revision = int(header(found[0], "Nats-Sequence"))
         if header(found[0], "KV-Operation"):
             return revision, ""
-        return revision, str(msgspec.json.decode(found[0].data)["name"])
+        return revision, found[0].data.decode(errors="replace")
 
     async def _release(self) -> None:
         """Give the lock back, so that another controller leads at once."""
@@ -162,18 +157,6 @@ class Leader:
         if self._revision is not None:
             log.info("not leading", name=self.name, reason=reason)
         self._revision = None
-
-    async def _await_change(self, changes: Any, stop: asyncio.Event) -> None:
-        """Wait for the lock to be released, or long enough for it to have expired."""
-        # Spread, so that several candidates do not ask as one.
-        seconds = self._ttl_seconds * random.uniform(0.2, 0.3)  # noqa: S311
-        waiting = asyncio.create_task(stop.wait())
-        change = asyncio.create_task(changes.next_msg(seconds))
-        await asyncio.wait({waiting, change}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (waiting, change):
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, TimeoutError, NatsError):
-                await task
 
     # -- NATS ----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tests.benchmarks import celery_level, http_front
+from tests.benchmarks import celery_level, http_front, scaling_traces
 from tests.benchmarks.figures import Report
 from tests.benchmarks.processes import ROOT, Missing
 
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "submission": http_front.submission,
     "service": http_front.service,
     **celery_level.BENCHMARKS,
+    **scaling_traces.BENCHMARKS,
 }
 
 
