@@ -75,7 +75,7 @@ class Transport(base.Transport):
         """Connect and make sure the streams are there. Raises NatsConnectionError."""
         client, options = self.client, self.client.transport_options or {}
         connection = BrokerConnection(
-            self._connect_options(),
+            self.connect_options(),
             Names(client.virtual_host or DEFAULT_VHOST),
             ack_wait=float(
                 options.get("ack_wait") or os.environ.get("ACK_WAIT_SECONDS") or ACK_WAIT_SECONDS
@@ -89,7 +89,8 @@ class Transport(base.Transport):
         connection.client = client
         return connection
 
-    def _connect_options(self) -> ConnectOptions:
+    def connect_options(self) -> ConnectOptions:
+        """Return how the wire reaches the server that kombu's connection names now."""
         client, options = self.client, self.client.transport_options or {}
         given: dict[str, Any] = {key: options[key] for key in TRANSPORT_OPTIONS if key in options}
         password = client.password() if callable(client.password) else client.password
