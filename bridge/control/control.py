@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -45,7 +46,7 @@ class Control:
             NatsConnectionError: the broker cannot be reached, so nothing is known.
         """
         try:
-            self._ask(worker_id, "ping")
+            self.ask(worker_id, "ping")
         except WorkerSilent:
             return False
         return True
@@ -57,7 +58,7 @@ class Control:
             WorkerSilent: no answer in time.
             NatsConnectionError: the broker cannot be reached.
         """
-        answer: dict[str, Any] = self._ask(worker_id, "stats")
+        answer: dict[str, Any] = self.ask(worker_id, "stats")
         return answer
 
     def shutdown(self, worker_id: str) -> None:
@@ -85,32 +86,19 @@ class Control:
         if target < 1:
             raise ScalingError(f"A pool needs at least 1 slot, not {target}.", status=400)
         with self._turn(worker_id):
-
-            def ask(command: str, **arguments: Any) -> Any:
-                return self._ask(worker_id, command, **arguments)
-
-            stats = ask("stats")
+            stats = self.stats(worker_id)
             if "pool_resize" not in stats:
-                return resize_by_deltas(ask, worker_id, target, stats)
-            answer = accepted(worker_id, ask("pool_resize", target=target))
+                return resize_by_deltas(partial(self.ask, worker_id), worker_id, target, stats)
+            answer = accepted(worker_id, self.ask(worker_id, "pool_resize", target=target))
             return msgspec.convert(answer, Resized)
 
-    @contextmanager
-    def _turn(self, worker_id: str) -> Iterator[None]:
-        """Hold off other resizes of the same worker: two at once end as neither wants."""
-        with self._guard:
-            turn = self._turns.setdefault(worker_id, threading.Lock())
-        if not turn.acquire(timeout=self._timeout):
-            raise ScalingError(
-                f"Another resize of {worker_id} is under way. Try again when it has ended.",
-                status=409,
-            )
-        try:
-            yield
-        finally:
-            turn.release()
+    def ask(self, worker_id: str, command: str, **arguments: Any) -> Any:
+        """Send any of Celery's control commands to one worker and return its answer.
 
-    def _ask(self, worker_id: str, command: str, **arguments: Any) -> Any:
+        Raises:
+            WorkerSilent: no answer in time; the command may or may not be carried out.
+            NatsConnectionError: the broker cannot be reached.
+        """
         with self._connection() as connection:
             answers = self._app.control.broadcast(
                 command,
@@ -127,6 +115,21 @@ class Control:
             f"Worker {worker_id} did not answer {command!r} within {self._timeout:g} s. "
             "Check that it runs, is on this broker and has remote control enabled."
         )
+
+    @contextmanager
+    def _turn(self, worker_id: str) -> Iterator[None]:
+        """Hold off other resizes of the same worker: two at once end as neither wants."""
+        with self._guard:
+            turn = self._turns.setdefault(worker_id, threading.Lock())
+        if not turn.acquire(timeout=self._timeout):
+            raise ScalingError(
+                f"Another resize of {worker_id} is under way. Try again when it has ended.",
+                status=409,
+            )
+        try:
+            yield
+        finally:
+            turn.release()
 
     @contextmanager
     def _connection(self) -> Iterator[Any]:

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any, Final
 
 from celery import signals
+from kombu.asynchronous import get_event_loop
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
 #: What billiard's own warm shutdown writes to a child: it leaves once it has read all before.
@@ -20,6 +21,7 @@ _FAREWELL_BODY: Final = pickle.dumps(None)
 _FAREWELL: Final = struct.pack(">I", len(_FAREWELL_BODY)) + _FAREWELL_BODY
 #: billiard takes more than 100 new children within a second for a crash loop, and closes the pool.
 _GROW_STEP: Final = 50
+_REAP_SECONDS: Final = 0.01
 _READ_BYTES: Final = 65_536
 
 
@@ -69,6 +71,7 @@ class PreforkSize:
     def __init__(self, task_pool: Any) -> None:
         self._task_pool = task_pool
         self._leaving: set[Any] = set()
+        self._reaping = False
         signals.worker_before_create_process.connect(self._empty_free_queues)
 
     @property
@@ -107,6 +110,17 @@ class PreforkSize:
         if excess := self.pending_shrink:
             for child in islice(_idle(pool), excess):
                 self._dismiss(pool, child)
+        if not self._reaping and any(child._sentinel_poll is None for child in self._leaving):
+            self._reaping = True
+            get_event_loop().call_later(_REAP_SECONDS, self._reap, pool)
+
+    def _reap(self, pool: Any) -> None:
+        """Look again for a child whose end was noticed a moment before it could be waited for.
+
+        Its pipe closes first. Celery asks at that very moment, and then not for 5 s.
+        """
+        self._reaping = False
+        pool.maintain_pool()
 
     def _dismiss(self, pool: Any, child: Any) -> None:
         # The pipe of an idle child is empty, so these few bytes always fit, and whole.
