@@ -18,8 +18,10 @@ from bridge.transport.headers import decode_message
 
 logger = logging.getLogger("nats")
 
-#: Events on their way to Flower's loop at any time: it answers requests between them.
-_MAX_WAITING = 500
+#: A backlog goes to Flower's loop in batches of this size; it answers requests between them.
+_BATCH_SIZE = 100
+#: Batches on their way at any time.
+_MAX_WAITING = 4
 _RETRY_SECONDS = 1.0
 
 
@@ -34,6 +36,8 @@ class StoredEvents(Events):
         super().__init__(*args, max_tasks_in_memory=max_tasks_in_memory, **kwargs)
         self._position = Position()
         self._limit = 0 if self.state.tasks else max_tasks_in_memory
+        #: events, and whether they are of before this Flower
+        self._batch: list[tuple[dict[str, Any], bool]] = []
         self._room = threading.BoundedSemaphore(_MAX_WAITING)
 
     def run(self) -> None:
@@ -56,32 +60,37 @@ class StoredEvents(Events):
         return EventFeed(broker.js, broker.names, self._position, self._limit, take)
 
     def _take(self, receiver: EventReceiver, stored: StoredEvent) -> None:
+        is_past = stored.seq <= self._position.past_seq
         try:
-            for event in _events(receiver, stored):
-                self._show(event, is_past=stored.seq <= self._position.past_seq)
+            self._batch += [(event, is_past) for event in _events(receiver, stored)]
         # Anybody may publish events; one that is none must not stop the others.
         except Exception as error:
             logger.warning("event %d is not readable: %r", stored.seq, error)
+        if len(self._batch) >= _BATCH_SIZE or not stored.num_pending:
+            self._hand_over()
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take one live event."""
-        self._show(event, is_past=False)
+        self._batch.append((event, False))
+        self._hand_over()
 
-    def _show(self, event: dict[str, Any], *, is_past: bool) -> None:
+    def _hand_over(self) -> None:
+        batch, self._batch = self._batch, []
         self._room.acquire()
-        self.io_loop.add_callback(self._apply, event, is_past)
+        self.io_loop.add_callback(self._apply, batch)
 
-    def _apply(self, event: dict[str, Any], is_past: bool) -> None:
+    def _apply(self, batch: list[tuple[dict[str, Any], bool]]) -> None:
         """Runs in Flower's loop, as all that touches its state."""
         self._room.release()
         state, metrics = self.state, self.state.metrics
-        if is_past:
+        for event, is_past in batch:
             # Prometheus would take a day's events for those of this moment.
-            state.metrics = _NoMetrics()
-        try:
-            state.event(event)
-        finally:
-            state.metrics = metrics
+            state.metrics = _NO_METRICS if is_past else metrics
+            try:
+                state.event(event)
+            except Exception as error:
+                logger.warning("event %r is not one of Celery's: %r", event, error)
+        state.metrics = metrics
 
 
 class _NoMetrics:
@@ -92,6 +101,9 @@ class _NoMetrics:
 
     def observe_worker(self, *_: Any) -> None:
         """Measure nothing."""
+
+
+_NO_METRICS = _NoMetrics()
 
 
 class _Receiver(EventReceiver):

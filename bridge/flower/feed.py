@@ -40,6 +40,8 @@ class StoredEvent:
     message: Message
     seq: int
     stored_epoch: float
+    #: how many more are there already
+    num_pending: int
 
 
 class EventFeed:
@@ -107,12 +109,12 @@ class EventFeed:
         # $JS.ACK. … .<delivered>.<stream seq>.<consumer seq>.<time>.<pending> (ADR-15 of NATS)
         tokens = message.reply.split(".")
         first = 4 if len(tokens) == 9 else 6
-        seq, delivered, nanoseconds = map(int, tokens[first + 1 : first + 4])
+        seq, delivered, nanoseconds, pending = map(int, tokens[first + 1 : first + 5])
         self._delivered += 1
         if delivered != self._delivered:
             raise NatsConnectionError("an event got lost on the way; reading it again")
         self._position.last_seq = seq
-        self._take(StoredEvent(message, seq, nanoseconds / 1e9))
+        self._take(StoredEvent(message, seq, nanoseconds / 1e9, pending))
 
 
 def _subjects(names: Names) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bridge.names import Names
+from bridge.wire import Connection, ConnectOptions
 from tests.support.flower import CeleryProcess, Flower, start_worker, until
 from tests.support.nats import NatsServer
 
@@ -151,6 +153,22 @@ def test_each_event_is_counted_once(flower: Flower) -> None:
     kinds = {"task-sent", "task-received", "task-started", "task-succeeded"}
     assert {kind for kind in kinds if any(f'type="{kind}"' in line for line in lines)} == kinds
     assert [line.rsplit(" ", 1)[1] for line in lines] == ["1.0"] * len(kinds)
+
+
+def test_event_that_is_none_stops_no_other(flower: Flower, url: str) -> None:
+    """Garbage on the event subjects is left out; the next task is shown."""
+    server, _, vhost = url.rpartition("/")
+    connection = Connection(ConnectOptions.from_url(server))
+    connection.connect()
+    subject = Names(vhost).exchange_subject("celeryev", "task.received")
+    for garbage in (b"no json", b'{"no": "type"}', b'{"type": "task-received"}', b"[7]", b""):
+        connection.publish(subject, garbage, {"Content-Type": "application/json"})
+    connection.flush()
+    connection.close()
+
+    task_id = _send(flower, "add", 1, 2)
+
+    flower.wait_for(task_id, "SUCCESS")
 
 
 def test_restarted_flower_knows_the_tasks_of_before(
