@@ -36,6 +36,8 @@ class ResultConsumer(BaseResultConsumer):
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._connection: Connection | None = None
+        #: subject on which the server answers what was asked for
+        self._answers = ""
         self._guard = threading.Lock()
         self._arrived = threading.Condition()
         self._reading = False
@@ -65,12 +67,14 @@ class ResultConsumer(BaseResultConsumer):
         """Have `on_state_change` called with every state of a task from now on."""
         with self._guard:
             # First, since this very task may be among them: it is then asked for anew.
-            self._drop_cancelled()
-            if task_id in self._sids:
-                return
-            self._sids[task_id] = 0
+            ended = self._forget_cancelled()
+            self._sids.setdefault(task_id, 0)
             try:
-                self._watch(self._open(), task_id)
+                connection = self._open()
+                with connection.together():
+                    for sid in ended:
+                        connection.unsubscribe(sid)
+                    self._watch(connection, task_id)
             except NatsConnectionError:
                 # drain_events connects again and watches everything in `_sids`.
                 self._close_broken()
@@ -127,8 +131,10 @@ class ResultConsumer(BaseResultConsumer):
     def _read(self, timeout: float | None) -> None:
         try:
             with self._guard:
+                ended = self._forget_cancelled()
                 connection = self._open()
-                self._drop_cancelled()
+                for sid in ended:
+                    connection.unsubscribe(sid)
             connection.drain(timeout)
         except NatsConnectionError:
             with self._guard:
@@ -146,8 +152,11 @@ class ResultConsumer(BaseResultConsumer):
             connection = Connection(self.backend.connect_options)
             connection.connect()
             self._connection = connection
-            for task_id in self._sids:
-                self._watch(connection, task_id)
+            self._answers = connection.new_inbox()
+            with connection.together():
+                connection.subscribe(self._answers, self._on_message)
+                for task_id in self._sids:
+                    self._watch(connection, task_id)
         return self._connection
 
     def _watch(self, connection: Connection, task_id: str) -> None:
@@ -155,22 +164,23 @@ class ResultConsumer(BaseResultConsumer):
             return
         bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)
         sid = connection.subscribe(bucket_change_subject(bucket, key), self._on_message)
-        inbox = connection.new_inbox()
-        connection.subscribe(inbox, self._on_message, max_messages=1)
         stream, subject = bucket_stream(bucket), bucket_subject(bucket, key)
-        connection.publish(f"$JS.API.DIRECT.GET.{stream}.{subject}", reply=inbox)
+        connection.publish(f"$JS.API.DIRECT.GET.{stream}.{subject}", reply=self._answers)
         self._sids[task_id] = sid
 
     def _on_message(self, message: Message) -> None:
         if not is_gone(message):
             self._inbox.append(message)
 
-    def _drop_cancelled(self) -> None:
+    def _forget_cancelled(self) -> list[int]:
+        """Return the subscriptions of cancelled tasks, for the caller to end."""
+        ended = []
         while self._cancelled:
-            task_id = self._cancelled.popleft()
-            sid = self._sids.pop(task_id, 0)
-            if sid and self._connection is not None and self._connection.connected:
-                self._connection.unsubscribe(sid)
+            sid = self._sids.pop(self._cancelled.popleft(), 0)
+            # 0: none yet, or it ended with its connection.
+            if sid:
+                ended.append(sid)
+        return ended
 
     def _close_broken(self) -> None:
         if self._connection is not None:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -136,6 +137,13 @@ class Connection:
                 for subject, payload, reply in messages
             )
         )
+
+    def together(self) -> AbstractContextManager[None]:
+        """Return a context in which publishes and subscriptions of this thread make one write.
+
+        Nothing may wait for an answer in it. Raises NatsConnectionError at its end.
+        """
+        return self._opened().together()
 
     @property
     def _max_payload(self) -> int:

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 
 from bridge.errors import NatsConnectionError
 from bridge.wire import wait
@@ -31,6 +32,8 @@ class Pipe:
         self._pid = os.getpid()
         # Writes of several threads must not mix, and TLS state is shared by both directions.
         self._lock = threading.RLock()
+        #: what waits for the end of `together`; only its thread can hold the lock meanwhile
+        self._gathered: list[bytes] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -49,6 +52,9 @@ class Pipe:
         # Before the lock, which a thread of our parent may have held when we were forked.
         self.usable()
         with self._lock:
+            if self._gathered is not None:
+                self._gathered.append(data)
+                return
             sock = self.usable()
             view = memoryview(data)
             deadline = 0.0
@@ -63,6 +69,23 @@ class Pipe:
                         raise self.broken("the server takes no more data") from None
                 except OSError as error:
                     raise self.broken(str(error)) from error
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Send in one write, at the end, what this thread sends meanwhile; other threads wait.
+
+        Nothing is sent where the block raises. Raises NatsConnectionError.
+        """
+        self.usable()
+        with self._lock:
+            gathered: list[bytes] = []
+            self._gathered = gathered
+            try:
+                yield
+            finally:
+                self._gathered = None
+            if gathered:
+                self.send(b"".join(gathered))
 
     def receive(self, timeout: float | None) -> bytes | None:
         """Return what comes within `timeout` seconds (None: for ever), None when nothing does.
