@@ -70,6 +70,7 @@ class PreforkSize:
 
     def __init__(self, task_pool: Any) -> None:
         self._task_pool = task_pool
+        self._children: set[Any] = set()
         self._leaving: set[Any] = set()
         self._reaping = False
         signals.worker_before_create_process.connect(self._empty_free_queues)
@@ -99,25 +100,31 @@ class PreforkSize:
         self.settle()
 
     def settle(self) -> None:
-        """Dismiss what is still too much and now idle. Cheap; runs on every turn of the loop."""
+        """Dismiss what is too much and now idle; account for children that have ended.
+
+        Cheap: runs on every turn of the event loop.
+        """
         pool = self._task_pool._pool
         if pool is None:
             return
-        if self._leaving and (gone := self._leaving.difference(pool._pool)):
+        children = set(pool._pool)
+        if gone := self._children - children:
             self._leaving -= gone
-            # billiard gave a permit back for each of them, but they held none.
+            # billiard gave a permit back for each of them, whether it held one or not.
             pool._putlock.recount(sum(not job.ready() for job in pool._cache.values()))
+        self._children = children
         if excess := self.pending_shrink:
             for child in islice(_idle(pool), excess):
                 self._dismiss(pool, child)
-        if not self._reaping and any(child._sentinel_poll is None for child in self._leaving):
+        if not self._reaping and any(child._sentinel_poll is None for child in children):
             self._reaping = True
             get_event_loop().call_later(_REAP_SECONDS, self._reap, pool)
 
     def _reap(self, pool: Any) -> None:
         """Look again for a child whose end was noticed a moment before it could be waited for.
 
-        Its pipe closes first. Celery asks at that very moment, and then not for 5 s.
+        Its pipe closes first. Celery asks at that very moment, and then not for 5 s, in which
+        the place of a recycled child stays empty.
         """
         self._reaping = False
         pool.maintain_pool()

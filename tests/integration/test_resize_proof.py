@@ -17,7 +17,7 @@ from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 from tests.support.resize_app import LINE_BYTES, record, submit
 
-TASKS = int(os.environ.get("RESIZE_TASKS", "3000"))
+TASKS = int(os.environ.get("RESIZE_TASKS", "2000"))
 MOST_CHILDREN = 8
 TASKS_PER_RESIZE = 150
 SECONDS_PER_TASK = 0.02
@@ -49,7 +49,7 @@ class Ran:
 @pytest.mark.timeout(60 + TASKS * SECONDS_PER_TASK)
 @pytest.mark.parametrize(
     ("acks_late", "options"),
-    [("1", ()), ("0", ()), ("1", ("--max-tasks-per-child=40",))],
+    [("1", ()), ("0", ()), ("1", ("--max-tasks-per-child=150",))],
     ids=["late-acks", "early-acks", "recycled-children"],
 )
 def test_no_task_dies_or_runs_twice(
