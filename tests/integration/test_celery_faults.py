@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from celery import Celery
 from celery.exceptions import TaskRevokedError
@@ -70,29 +71,29 @@ def test_warm_shutdown_ends_what_runs_and_gives_back_the_rest(
     app: Celery, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """What runs ends, once; what was prefetched runs elsewhere, long before ack_wait (60 s)."""
-    file = tmp_path / "ran"
+    file, release = tmp_path / "ran", tmp_path / "release"
     first = start_worker("first", concurrency=1, environ={"FOREIGN_PREFETCH_MULTIPLIER": "4"})
-    running = app.send_task("foreign.record", (str(file), "running", 2))
-    wait_for_line(file, "start running")
-    waiting = [app.send_task("foreign.record", (str(file), f"waiting-{n}")) for n in range(8)]
-    first.wait_for_log(waiting[2].id)
+    running = app.send_task("foreign.hold", (str(file), str(release)))
+    wait_for_line(file, "start hold")
+    waiting = [app.send_task("foreign.record", (str(file), f"w{n}")) for n in range(8)]
+    for result in waiting[:3]:
+        first.wait_for_log(f"[{result.id}] received")
     second = start_worker("second", concurrency=1)
 
     first.terminate()
+    first.wait_for_log("Warm shutdown")
+    release.touch()
+    released = time.monotonic()
     status = first.wait()
-    stopped = time.monotonic()
 
-    assert running.get(timeout=GET_SECONDS) == f"running by {first.hostname}"
-    workers = [result.get(timeout=GET_SECONDS).split(" by ")[1] for result in waiting]
-    assert time.monotonic() - stopped < 10
-    assert second.hostname in workers
+    assert running.get(timeout=GET_SECONDS) == f"hold by {first.hostname}"
+    done = [result.get(timeout=GET_SECONDS) for result in waiting]
+    assert time.monotonic() - released < 20
+    assert done == [f"w{n} by {second.hostname}" for n in range(8)]
     assert status == 0
-    lines = file.read_text().splitlines()
-    assert sorted(lines) == sorted(
-        f"{edge} {word}"
-        for edge in ("start", "end")
-        for word in ("running", *(f"waiting-{n}" for n in range(8)))
-    )
+    words = ["hold", *(f"w{n}" for n in range(8))]
+    lines = [f"{edge} {word}" for edge in ("start", "end") for word in words]
+    assert sorted(file.read_text().splitlines()) == sorted(lines)
 
 
 def test_killed_worker_loses_no_task(
@@ -119,8 +120,6 @@ def test_killed_pool_process_costs_nothing_but_a_retry(
     app: Celery, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     """`reject_on_worker_lost` gives the task back, and a new process runs it."""
-    import psutil  # noqa: PLC0415
-
     file = tmp_path / "ran"
     worker = start_worker("first", concurrency=1)
     result = app.send_task("foreign.record", (str(file), "x", 1))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from amqp.exceptions import NotFound
 from kombu import Connection, Exchange, Producer, Queue
+from kombu.common import Broadcast
 
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
@@ -229,6 +230,22 @@ def test_fanout_exchange_goes_to_all(connect: Connect, name: str) -> None:
     for inbox in inboxes:
         assert [message.payload for message in inbox.take()] == ["news"]
         inbox.assert_quiet()
+
+
+def test_broadcast_queue_reaches_every_listener(connect: Connect, name: str) -> None:
+    """kombu's Broadcast: each consumer has a queue of its own, gone with its connection."""
+    inboxes = [Inbox(connect(), Broadcast(name)) for _ in range(3)]
+    sender = connect()
+
+    publish(sender, Broadcast(name).exchange, "", "to all")
+
+    for inbox in inboxes:
+        [message] = inbox.take()
+        message.ack()
+        assert message.payload == "to all"
+        inbox.connection.release()
+    publish(sender, Broadcast(name).exchange, "", "to nobody")
+    Inbox(connect(), Broadcast(name)).assert_quiet()
 
 
 def test_a_publisher_sees_bindings_made_after_its_first_message(

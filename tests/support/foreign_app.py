@@ -98,6 +98,18 @@ def record(self: Task, path: str, word: str, seconds: float = 0.0) -> str:
     return f"{word} by {self.request.hostname}"
 
 
+@app.task(name="foreign.hold", bind=True)
+def hold(self: Task, path: str, until: str) -> str:
+    """Run until a file appears."""
+    with Path(path).open("a") as lines:
+        lines.write("start hold\n")
+        lines.flush()
+        while not Path(until).exists():
+            time.sleep(0.02)
+        lines.write("end hold\n")
+    return f"hold by {self.request.hostname}"
+
+
 @app.task(name="foreign.request_of", bind=True)
 def request_of(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Tell what the worker knows of this call."""
