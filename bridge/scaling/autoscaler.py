@@ -20,7 +20,8 @@ from bridge.scaling.meter import Meter
 from bridge.scaling.policy import Limits, Past, Size, decide
 from bridge.scaling.reading import Reading
 
-PERIOD_SECONDS: Final = 1.0
+#: How late a new reading may be noticed; there is one a second.
+PERIOD_SECONDS: Final = 0.2
 #: Without a new reading for so long, nothing is known any more.
 BLIND_SECONDS: Final = 5.0
 _MANUAL: Final = "manual"
@@ -94,18 +95,25 @@ class Autoscaler:
         if stored is not None:
             self._decisions = list(stored.decisions)
             self.size = Size(stored.workers, stored.concurrency)
-            self.pins = Pins(
-                stored.pinned_workers, stored.pinned_concurrency, stored.manual_until_epoch
-            )
-        if not self.pins.any and not self._automatic:
-            self.size = self._limits.clamp(self._initial)
-            self.pins = Pins(*self.size)
+            if stored.mode == "manual":
+                self.pins = Pins(
+                    stored.pinned_workers, stored.pinned_concurrency, stored.manual_until_epoch
+                )
+        if not self.pins.any:
+            self.size, self.pins = self._unasked()
+
+    def _unasked(self) -> tuple[Size, Pins]:
+        """Return what holds while nobody asks for anything: the policy, or the settings."""
+        if self._automatic:
+            return self.size, Pins()
+        fixed = self._limits.clamp(self._initial)
+        return fixed, Pins(*fixed)
 
     @property
     def state(self) -> ScalingState:
         """Return what is wanted now, and why."""
         return ScalingState(
-            mode="manual" if self.pins.any else "auto",
+            mode=self._mode,
             workers=self.size.workers,
             concurrency=self.size.concurrency,
             pinned_workers=self.pins.workers,
@@ -114,6 +122,12 @@ class Autoscaler:
             blind_reason=self._blind,
             decisions=self._decisions,
         )
+
+    @property
+    def _mode(self) -> str:
+        if not self.pins.any:
+            return "auto"
+        return "fixed" if (self.size, self.pins) == self._unasked() else "manual"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look once a period until `stop` is set."""
@@ -209,7 +223,8 @@ class Autoscaler:
         if reading is None and blind is None:
             return
         if self.pins.until_epoch is not None and time.time() >= self.pins.until_epoch:
-            await self._change(self.size, _MANUAL, "the manual hold is over", {}, Pins())
+            size, pins = self._unasked()
+            await self._change(size, _MANUAL, "the manual hold is over", {}, pins)
         await self._note_blind(blind)
         seen = None if reading is None else self._meter.observe(reading)
         decision = decide(self.size, seen, self._pinned(self.pins), self._past)

@@ -52,6 +52,8 @@ class Leader:
         self._client: Client | None = None
         #: of the key `leader` as this one stored it; None while it does not lead
         self._revision: int | None = None
+        #: set while this one leads
+        self.elected = asyncio.Event()
         self._valid_until = 0.0
         # Renewal changes the revision that a write must name.
         self._lock = asyncio.Lock()
@@ -132,6 +134,7 @@ class Leader:
             log.info("leading", name=self.name, revision=stored)
         # From before it was stored: the server counts from later on.
         self._revision, self._valid_until = stored, started + self._ttl_seconds
+        self.elected.set()
 
     async def _read(self) -> tuple[int, str]:
         """Return the last revision of the key and who holds it, 0 and "" where nothing is."""
@@ -157,6 +160,7 @@ class Leader:
         if self._revision is not None:
             log.info("not leading", name=self.name, reason=reason)
         self._revision = None
+        self.elected.clear()
 
     # -- NATS ----------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def needed_slot_seconds(found: Run) -> float:
 
 
 def traces(report: Report, directory: Path, rounds: int) -> None:
-    """Ramp, sawtooth and idle of five minutes each, once: cost against foresight, turns, waiting."""
+    """Ramp, sawtooth and idle of five minutes each, once: cost, turns, waiting."""
     for name, phases in TRACES.items():
         settings = {"MIN_WORKERS": "1", "WORKER_COUNT": "1"}
         with service(directory / name, **settings) as (running, environ):

@@ -58,7 +58,7 @@ def test_arrivals_are_what_ended_and_what_stayed() -> None:
 
 def test_worker_that_starts_again_counts_on() -> None:
     """A worker's new count after a restart adds to what it did before."""
-    counts = [100, 110, 0, 10]
+    counts = [100, 110, 5, 10]
     seen = measured(*(reading(at, finished={"w1": n}) for at, n in enumerate(counts)))
     assert seen.completion_rate == pytest.approx(20 / 3)
 
@@ -81,6 +81,13 @@ def test_gap_forgets_rates() -> None:
     seen = measured(reading(0), reading(60, waiting=600, finished={"w1": 6000}))
     assert seen.arrival_rate == 0
     assert seen.completion_rate == 0
+
+
+def test_clock_set_back_starts_anew() -> None:
+    """Readings that lie in the future by a corrected clock are not measured against."""
+    readings = [reading(at, finished={"w1": int(at)}) for at in (1000, 1001)]
+    readings += [reading(at, finished={"w1": 1001 + 7 * int(at)}) for at in (5, 6, 7)]
+    assert measured(*readings).completion_rate == pytest.approx(7)
 
 
 def test_mean_service_time_is_recent() -> None:
