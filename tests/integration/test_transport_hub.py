@@ -1,0 +1,116 @@
+"""The transport on Celery's event loop: what it sends when, and what wakes it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Producer, Queue
+from kombu.asynchronous import Hub
+
+from tests.integration.conftest import Connect
+
+_SECONDS = 30.0
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """kombu's own event loop, as a worker runs it."""
+    hub = Hub()
+    yield hub
+    hub.close()
+
+
+def turn_until(hub: Hub, condition: Callable[[], bool]) -> float:
+    """Run the loop until the condition holds; return the seconds it took."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() < started + _SECONDS, "too few messages came"
+        next(hub.loop)
+    return time.monotonic() - started
+
+
+def consume(
+    connection: Connection, queue: Queue, prefetch: int, on_message: Callable[[Any], None]
+) -> None:
+    """Consume on a channel of its own."""
+    consumer = Consumer(connection.channel(), [queue], on_message=on_message)
+    consumer.qos(prefetch_count=prefetch)
+    consumer.consume()
+
+
+def publish(connection: Connection, queue: Queue, count: int) -> None:
+    """Send numbers to a durable queue."""
+    producer = Producer(connection.channel())
+    for number in range(count):
+        producer.publish(number, routing_key=queue.name, declare=[queue])
+
+
+def test_the_ack_of_another_thread_wakes_the_hub(connect: Connect, name: str, hub: Hub) -> None:
+    """A thread pool acknowledges while the hub sleeps, and the next message comes at once.
+
+    Asleep, the hub looks around once a second: 20 messages, one at a time, would take 20 s.
+    """
+    queue, received, connection = Queue(name), [], connect()
+    publish(connect(), queue, 20)
+
+    def on_message(message: Any) -> None:
+        received.append(message)
+        threading.Timer(0.01, message.ack).start()
+
+    connection.register_with_event_loop(hub)
+    consume(connection, queue, 1, on_message)
+
+    assert turn_until(hub, lambda: len(received) == 20) < 10
+
+
+def test_acks_and_pulls_of_a_moment_go_out_together(
+    connect: Connect, name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that takes a backlog writes much less often than once a message."""
+    queue, received, connection = Queue(name), [], connect()
+    publish(connect(), queue, 400)
+    broker = connection.connection
+    sent: list[int] = []
+    publish_many = broker.wire.publish_many
+
+    def counted(messages: list[Any]) -> None:
+        sent.append(len(messages))
+        publish_many(messages)
+
+    monkeypatch.setattr(broker.wire, "publish_many", counted)
+
+    def on_message(message: Any) -> None:
+        received.append(message.payload)
+        message.ack()
+
+    connection.register_with_event_loop(hub)
+    consume(connection, queue, 16, on_message)
+    turn_until(hub, lambda: len(received) == 400)
+
+    assert received == list(range(400))
+    assert len(sent) < 200
+
+
+def test_gathered_acks_are_sent_before_a_connection_closes(
+    connect: Connect, name: str, hub: Hub
+) -> None:
+    """What was acknowledged a moment before a clean stop does not come again."""
+    queue, received, connection = Queue(name), [], connect()
+    publish(connect(), queue, 3)
+
+    def on_message(message: Any) -> None:
+        received.append(message.payload)
+        message.ack()
+
+    connection.register_with_event_loop(hub)
+    consume(connection, queue, 8, on_message)
+    turn_until(hub, lambda: len(received) == 3)
+    connection.release()
+
+    broker = connect().connection
+    infos = broker.js.api_many(broker.consumer_endpoints("INFO", name))
+    assert sum(info["num_ack_pending"] for info in infos) == 0
