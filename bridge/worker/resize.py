@@ -13,6 +13,7 @@ from celery.worker import components
 from celery.worker import state as worker_state
 from celery.worker.control import control_command
 
+from bridge.worker.flush import KeepWritten
 from bridge.worker.prefork import PreforkSize, Slots
 
 logger = logging.getLogger("nats")
@@ -101,10 +102,10 @@ class Resizing(bootsteps.StartStopStep):
 
 
 def install(app: Any) -> None:
-    """Make the worker that `app` is about to start resizable."""
+    """Make the worker that `app` is about to start resizable, and its pool exact."""
     # Celery builds the pool's permits from this name.
     components.LaxBoundedSemaphore = Slots
-    app.steps["worker"].add(Resizing)
+    app.steps["worker"].update({Resizing, KeepWritten})
 
 
 @control_command(args=[("target", int)], signature="<target>")

@@ -1,0 +1,44 @@
+"""A warm shutdown that runs no task twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import bootsteps
+
+
+class KeepWritten(bootsteps.StartStopStep):
+    """Has a prefork pool remember the tasks that a child has got but not yet begun.
+
+    When the consumer closes, Celery drops every task that no child has said to have begun, to be
+    delivered again. One that is in a child's pipe runs all the same: its result is not read, so
+    it is not acknowledged and runs a second time elsewhere, and the child waits 30 s for someone
+    to read it, and the worker for the child.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, worker: Any) -> None:
+        if getattr(worker.pool, "flush", None) is not None:
+            worker.pool.flush = _Flush(worker.pool._pool)
+
+
+class _Flush:
+    """Celery's flush of a pool, without what is in a child's pipe already."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._flush = pool.flush
+
+    def __call__(self) -> None:
+        written = [job for job in self._pool._cache.values() if self._is_written(job)]
+        self._flush()
+        for job in written:
+            if job._write_to._is_alive() and not job.ready():
+                self._pool._cache[job._job] = job
+                self._pool._busy_workers.add(job._write_to.inqW_fd)
+
+    def _is_written(self, job: Any) -> bool:
+        child = job._write_to
+        unfinished = child is None or child.inqW_fd in self._pool._active_writes
+        return not job._accepted and not unfinished
