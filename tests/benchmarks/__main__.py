@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,8 @@ BENCHMARKS = {
 )
 def main(names: tuple[str, ...], rounds: int, results: Path) -> None:
     """Measure NAMES, or everything; exit status 1 where a floor is missed."""
+    # Whoever ends us ends what we started as well.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     report, load_average = Report(), os.getloadavg()[0]
     click.echo(f"{os.cpu_count()} CPUs, load average {load_average:.2f}")
     for name in names or BENCHMARKS:

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from tests.benchmarks.figures import Report
 from tests.benchmarks.processes import HERE, OURS, Missing, Processes, end, rivals_python
 
 BACKLOG = 15_000
 _GETS = 300
 _DRAIN_SECONDS = 180.0
+_SERVER_NAMES = {"nats": "nats-server", "redis": "redis-server", "rabbitmq": "beam.smp"}
 _WORKER_STOP_SECONDS = 3.0
 _APPS = HERE / "apps"
 
@@ -96,7 +99,10 @@ def _drain(
         seconds = _client(broker, environ, "publish", str(BACKLOG), str(marks.path))
         worker = _worker(processes, broker, environ)
         try:
-            first, last = marks.wait(2, _DRAIN_SECONDS)
+            first = marks.wait(_DRAIN_SECONDS)
+            cpu = CpuTime(worker.pid, _SERVER_NAMES[broker.name])
+            last = marks.wait(_DRAIN_SECONDS)
+            spent = cpu.spent()
         finally:
             # All that counts has been done; a worker told to stop just as a task ends can take
             # 30 s over it (billiard waits for a result that nobody reads any more).
@@ -106,6 +112,8 @@ def _drain(
     if not results:
         report.add("publish", broker.name, "tasks/s", BACKLOG / seconds)
     report.add(benchmark, subject, "tasks/s", BACKLOG / (last - first))
+    for part, seconds in spent.items():
+        report.add(benchmark, subject, f"{part} CPU µs/task", seconds / BACKLOG * 1e6)
 
 
 def get(report: Report, directory: Path, rounds: int) -> None:
@@ -145,6 +153,7 @@ class Marks:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "marks"
+        self._text = b""
 
     def __enter__(self) -> Marks:
         os.mkfifo(self.path)
@@ -156,15 +165,39 @@ class Marks:
         os.close(self._descriptor)
         self.path.unlink()
 
-    def wait(self, count: int, timeout_seconds: float) -> list[float]:
-        """Return `count` times, in seconds since 1970. Raises TimeoutError."""
-        text = b""
-        while (came := text.count(b"\n")) < count:
+    def wait(self, timeout_seconds: float) -> float:
+        """Return the next time, in seconds since 1970. Raises TimeoutError."""
+        while b"\n" not in self._text:
             readable, _, _ = select.select([self._descriptor], [], [], timeout_seconds)
             if not readable:
-                raise TimeoutError(f"{came} of {count} marks came")
-            text += os.read(self._descriptor, 4096)
-        return [float(line) for line in text.split()]
+                raise TimeoutError(f"no mark came within {timeout_seconds:.0f} s")
+            self._text += os.read(self._descriptor, 4096)
+        line, _, self._text = self._text.partition(b"\n")
+        return float(line)
+
+
+class CpuTime:
+    """CPU time of a worker, its pool and its broker, from now on."""
+
+    def __init__(self, worker_pid: int, server_name: str) -> None:
+        worker = psutil.Process(worker_pid)
+        below = psutil.Process().children(recursive=True)
+        self._parts = {
+            "worker": [worker],
+            "pool": worker.children(),
+            "server": [process for process in below if process.name() == server_name],
+        }
+        self._before = self._now()
+
+    def _now(self) -> dict[str, float]:
+        return {
+            part: sum(sum(process.cpu_times()[:2]) for process in processes)
+            for part, processes in self._parts.items()
+        }
+
+    def spent(self) -> dict[str, float]:
+        """Return the seconds each part has spent, user and system."""
+        return {part: seconds - self._before[part] for part, seconds in self._now().items()}
 
 
 BENCHMARKS: dict[str, Callable[[Report, Path, int], None]] = {

@@ -50,7 +50,7 @@ class Report:
         )
         series.values.append(round(value, 3))
         series.median = statistics.median(series.values)
-        click.echo(f"  {benchmark:<14} {subject:<34} {figure:<8} {value:10.2f}")
+        click.echo(f"  {benchmark:<14} {subject:<34} {figure:<22} {value:10.2f}")
 
     def median(self, benchmark: str, subject: str, figure: str) -> float:
         """Return the median over the rounds so far."""
