@@ -64,6 +64,13 @@ class Transport(base.Transport):
         heartbeats=False,
     )
 
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        # A lone user part is a token (NATS's convention). kombu shows users and hides passwords,
+        # in logs, in `celery inspect stats` and in Flower.
+        if client.userid and client.password is None:
+            client.userid, client.password = None, client.userid
+
     @property
     def default_connection_params(self) -> dict[str, Any]:
         return {"hostname": "localhost", "port": DEFAULT_PORT, "virtual_host": DEFAULT_VHOST}
@@ -94,10 +101,10 @@ class Transport(base.Transport):
         client, options = self.client, self.client.transport_options or {}
         given: dict[str, Any] = {key: options[key] for key in TRANSPORT_OPTIONS if key in options}
         password = client.password() if callable(client.password) else client.password
-        if client.userid and password is None:
-            given["token"] = client.userid
-        elif client.userid:
+        if client.userid:
             given.update(user=client.userid, password=password)
+        elif password:
+            given["token"] = password
         if client.ssl:
             given["tls"] = True
             if isinstance(client.ssl, dict):

@@ -66,7 +66,7 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     @classmethod
     def from_url(cls, url: str, **overrides: Any) -> ConnectOptions:
-        """Read ``nats://[user:password@|token@]host[:port][,host…][/vhost]``.
+        """Read ``nats://[user:password@|token@|:token@]host[:port][,host…][/vhost]``.
 
         Schemes are ``nats`` and ``tls``. What neither the URL nor `overrides` sets comes from
         ENVIRONMENT; its login counts only where they name none. Raises ConfigError on a URL
@@ -134,4 +134,7 @@ def _login(user: str | None, password: str | None) -> dict[str, str]:
     if password is None:
         # NATS's own convention: a lone user part is a token.
         return {"token": unquote(user)}
+    if not user:
+        # Celery shows users and hides passwords, so a token is better written as one.
+        return {"token": unquote(password)}
     return {"user": unquote(user), "password": unquote(password)}

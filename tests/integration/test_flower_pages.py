@@ -267,6 +267,30 @@ def test_flower_catches_up_after_the_server_was_away(
         flower.stop()
 
 
+@pytest.mark.parametrize(
+    ("login", "user"), [('token: "s3cret"', ":s3cret"), ("user: me, password: s3cret", "me:s3cret")]
+)
+def test_secret_of_the_url_is_shown_nowhere(tmp_path: Path, login: str, user: str) -> None:
+    """Neither Flower's pages nor any log tell the token or password in the broker URL."""
+    server = NatsServer(tmp_path / "nats", extra=f"authorization {{ {login} }}")
+    server.start()
+    url = server.url.replace("://", f"://{user}@")
+    started: list[CeleryProcess] = []
+    try:
+        started.append(start_worker(url, tmp_path / "worker.log", "secret"))
+        started.append(flower := Flower(url, tmp_path / "flower.log"))
+        until(lambda: flower.worker("secret@test"), lambda found: "stats" in found)
+        paths = ("/broker", "/workers", "/worker/secret@test", "/api/workers")
+        shown = [flower.get(path).text for path in paths]
+    finally:
+        for process in reversed(started):
+            process.stop()
+        server.stop()
+
+    shown += [process.log.read_text() for process in started]
+    assert [text for text in shown if "s3cret" in text] == []
+
+
 def _try_send(flower: Flower) -> str:
     answer: httpx.Response = flower.post(
         "/api/task/async-apply/tests.support.flower_app.add", {"args": [2, 2]}

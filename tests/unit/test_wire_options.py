@@ -36,6 +36,7 @@ def test_servers_of_a_url(url: str, servers: tuple[tuple[str, int], ...]) -> Non
         ("nats://u:@h", "u", "", None),
         ("nats://a%40b:p%2Fq%2C@h", "a@b", "p/q,", None),
         ("nats://t%21@h", None, None, "t!"),
+        ("nats://:t%21@h", None, None, "t!"),
     ],
 )
 def test_login_of_a_url(
