@@ -234,7 +234,7 @@ async def test_without_automatic_the_size_stays() -> None:
     async with bench.running():
         await asyncio.sleep(5 * PERIOD_SECONDS)
         assert bench.applied == [Size(3, 1)]
-        assert bench.scaler.state.mode == "manual"
+        assert bench.scaler.state.mode == "fixed"
         await bench.scaler.automatic()
         await until(lambda: bench.scaler.size == Size(10, 5))
 
