@@ -38,6 +38,8 @@ app.conf.update(
     # Per pool process one task that runs and one that waits: no process idles for the way to
     # NATS and back, and little else is held from other workers or overtaken by priority.
     worker_prefetch_multiplier=2,
+    # Flower's button "restart pool".
+    worker_pool_restarts=True,
     # A task that runs says so: STARTED with its worker, not still queued.
     task_track_started=True,
     result_extended=True,
