@@ -19,7 +19,7 @@ class KeepWritten(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, worker: Any) -> None:
-        if getattr(worker.pool, "flush", None) is not None:
+        if worker.use_eventloop and worker.pool.uses_semaphore:
             worker.pool.flush = _Flush(worker.pool._pool)
 
 
