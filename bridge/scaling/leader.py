@@ -14,6 +14,7 @@ import random
 import time
 from typing import Final
 
+import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js.errors import APIError
@@ -126,7 +127,7 @@ class Leader:
             self._resign(f"{holder} leads")
             return
         headers = {_EXPECTED: str(revision), "Nats-TTL": str(self._ttl_seconds)}
-        stored = await self._publish(LEADER_KEY, self.name.encode(), headers)
+        stored = await self._publish(LEADER_KEY, msgspec.json.encode(self.name), headers)
         if stored is None:
             self._resign("another controller was first")
             return
@@ -145,7 +146,7 @@ class Leader:
         revision = int(header(found[0], "Nats-Sequence"))
         if header(found[0], "KV-Operation"):
             return revision, ""
-        return revision, found[0].data.decode(errors="replace")
+        return revision, found[0].data.decode(errors="replace").strip('"')
 
     async def _release(self) -> None:
         """Give the lock back, so that another controller leads at once."""

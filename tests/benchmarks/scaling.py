@@ -37,6 +37,7 @@ ONE_SLOT = 1 / TASK_SECONDS
 Phases = tuple[tuple[float, float], ...]
 #: seconds and tasks a second
 PHASES: Phases = ((IDLE_SECONDS, 0.5), (STEP_SECONDS, 20 * ONE_SLOT), (TAIL_SECONDS, 2 * ONE_SLOT))
+ELASTIC = {"AUTOSCALE": "true", "MIN_WORKERS": "1", "WORKER_COUNT": "1"}
 _SAMPLE_SECONDS = 0.2
 _QUIET_SECONDS = 20.0
 
@@ -221,7 +222,7 @@ def step(report: Report, directory: Path, rounds: int) -> None:
         place = directory / str(number)
         place.mkdir()
         runs = [
-            on_service(place / "elastic", "elastic", MIN_WORKERS="1", WORKER_COUNT="1"),
+            on_service(place / "elastic", "elastic", **ELASTIC),
             on_service(
                 place / "full",
                 "full from the start",

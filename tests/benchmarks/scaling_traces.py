@@ -10,6 +10,7 @@ from tests.benchmarks.figures import Report
 from tests.benchmarks.processes import OURS
 from tests.benchmarks.scaling import (
     CONCURRENCY,
+    ELASTIC,
     TASK_SECONDS,
     WORKERS,
     Phases,
@@ -59,8 +60,7 @@ def needed_slot_seconds(found: Run) -> float:
 def traces(report: Report, directory: Path, rounds: int) -> None:
     """Ramp, sawtooth and idle of five minutes each, once: cost, turns, waiting."""
     for name, phases in TRACES.items():
-        settings = {"MIN_WORKERS": "1", "WORKER_COUNT": "1"}
-        with service(directory / name, **settings) as (running, environ):
+        with service(directory / name, **ELASTIC) as (running, environ):
             found = run(name, running.processes()[0].pid, OURS, environ, phases)
             decisions = running.call("/api/v1/workers/scaling")["data"]["decisions"]
         directions = [each["direction"] for each in decisions]
