@@ -44,6 +44,7 @@ def ping(context: Any) -> None:
 
 def install() -> None:
     """Hook into the Celery workers this process will start. Safe to call twice."""
+    scheduled.install()
     signals.celeryd_init.connect(_on_worker_init, dispatch_uid="bridge.worker.init")
     signals.task_prerun.connect(_on_task_start, dispatch_uid="bridge.worker.prerun")
     signals.import_modules.connect(_on_import_modules, dispatch_uid="bridge.worker.flower")
@@ -63,7 +64,6 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
         app.conf.task_inherit_parent_priority = True
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
     resize.install(app)
-    scheduled.install()
 
 
 def _on_import_modules(sender: Any, **_: Any) -> None:

@@ -14,6 +14,7 @@ from celery.worker.control import scheduled as in_timer
 from celery.worker.request import Request
 from kombu.exceptions import ContentDisallowed, DecodeError
 
+from bridge.transport.broker import BrokerConnection
 from bridge.transport.message import Message, RawMessage
 from bridge.wire import Message as WireMessage
 
@@ -26,7 +27,7 @@ _TIMER_PRIORITY = 6
 
 
 def install() -> None:
-    """Take the place of Celery's command."""
+    """Take the place of Celery's command, also in a worker that another program embeds."""
     inspect_command(alias="dump_schedule")(scheduled)
 
 
@@ -34,6 +35,8 @@ def scheduled(state: Any, **__: Any) -> list[dict[str, Any]]:
     """List ETA and countdown tasks: this worker's own, and its queues' that are not due yet."""
     consumer = state.consumer
     broker = consumer.connection.connection
+    if not isinstance(broker, BrokerConnection):
+        return list(in_timer(state))
     found = []
     for queue in consumer.task_consumer.queues:
         subjects = broker.names.queue_schedules(queue.name)
