@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run setup test check bench clean
+.PHONY: run setup test check bench compat clean
 
 run: .venv/.runtime
 	@exec $(BIN)/python -m bridge up $(ARGS)
@@ -22,6 +22,10 @@ test: check
 
 bench: .venv/.development
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# Celery's and kombu's own integration tests, on NATS and on Redis (docs/compatibility.md).
+compat: .venv/.development
+	$(BIN)/python -m tests.compat $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
