@@ -150,6 +150,10 @@ class Names:
         tokens = subject[len(self._prefix) :].split(".")[2:]
         return ".".join(map(unescape, tokens))
 
+    def service_subject(self, verb: str) -> str:
+        """Subject of a command to the controllers, for instance ``scale``."""
+        return f"{self._prefix}cb.{verb}"
+
     # -- streams and buckets -----------------------------------------------------------
 
     @property

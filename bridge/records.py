@@ -97,7 +97,10 @@ class WorkerState(msgspec.Struct, kw_only=True, frozen=True):
     worker_type: str
     pid: int | None = None
     pool: str | None = None
+    #: tasks it may run at a time, at most
     max_concurrent: int = 0
+    #: slots of its pool at present
+    concurrency: int = 0
     active_tasks: int = 0
     tasks_processed: int = 0
     tasks_failed: int = 0
@@ -180,10 +183,11 @@ class ScalingState(msgspec.Struct, kw_only=True, frozen=True):
     """Bucket `status`, key SCALING_KEY: what the autoscaler wants, and its last decisions.
 
     In mode `manual` the pinned gears hold until `manual_until_epoch`, or until told otherwise
-    where that is None; a gear that is None stays automatic.
+    where that is None; a gear that is None stays automatic. In mode `fixed` the settings have
+    switched automatic scaling off, and nobody has asked for another size.
     """
 
-    #: auto | manual
+    #: auto | manual | fixed
     mode: str
     workers: int
     concurrency: int
@@ -199,3 +203,67 @@ class ScalingState(msgspec.Struct, kw_only=True, frozen=True):
 SCALING_KEY = "scaling"
 #: Who decides: one controller of all. Its revision fences every write of the leader.
 LEADER_KEY = "leader"
+
+
+class ScaleCommand(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Subject `scale`, answered by the leader: a size to have and to hold.
+
+    A gear that is None stays automatic; `automatic` gives both back.
+    """
+
+    workers: int | None = None
+    concurrency: int | None = None
+    #: None: as long as the settings say
+    hold_seconds: float | None = None
+    automatic: bool = False
+
+
+class WorkerCommand(msgspec.Struct, kw_only=True, frozen=True):
+    """Subjects `restart` (answered by the worker's own controller) and `remove` (by the leader)."""
+
+    worker_id: str
+
+
+class FleetSize(msgspec.Struct, kw_only=True, frozen=True):
+    """Workers there are, and tasks that each of them takes at a time."""
+
+    worker_count: int
+    concurrency: int
+
+
+class WorkerChange(msgspec.Struct, kw_only=True, frozen=True):
+    """One worker after a command."""
+
+    worker_id: str
+    #: running | starting | stopping | lost | stopped
+    state: str
+    #: started | stopped | restarted | kept
+    change: str
+
+
+class ScalingResult(msgspec.Struct, kw_only=True, frozen=True):
+    """What a command to the fleet came to."""
+
+    #: auto | manual | fixed
+    mode: str
+    before: FleetSize
+    after: FleetSize
+    workers: list[WorkerChange]
+    #: until when it holds against the autoscaler; None: until told otherwise, or not at all
+    manual_until_at: str | None = None
+
+
+class CommandReply(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
+    """Answer of a controller: first that it will see to it, later what came of it.
+
+    `error_code` and `status` are those of the response envelope.
+    """
+
+    accepted: bool = False
+    result: ScalingResult | None = None
+    worker: WorkerChange | None = None
+    error_code: str = ""
+    message: str = ""
+    status: int = 200
+    #: a snapshot taken then or later shows the result
+    snapshot_epoch: float = 0.0

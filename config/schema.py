@@ -35,6 +35,15 @@ class Scaling(msgspec.Struct, kw_only=True, frozen=True):
     min_workers: Annotated[int, Env("MIN_WORKERS"), Meta(ge=1, le=1000)] = 1
     max_workers: Annotated[int, Env("MAX_WORKERS"), Meta(ge=1, le=1000)] = 10
     scale_threshold: Annotated[float, Env("SCALE_THRESHOLD"), Meta(gt=0, le=1)] = 0.8
+    automatic: Annotated[bool, Env("AUTOSCALE")] = True
+    idle_workers: Annotated[int, Env("IDLE_WORKERS"), Meta(ge=0, le=1000)] = 0
+    target_wait_seconds: Annotated[float, Env("TARGET_WAIT_SECONDS"), Meta(ge=0.1, le=3600)] = 2.0
+    cooldown_seconds: Annotated[float, Env("COOLDOWN_SECONDS"), Meta(ge=1, le=3600)] = 15.0
+    manual_hold_seconds: Annotated[
+        float, Env("MANUAL_HOLD_SECONDS"), Meta(ge=1, le=_YEAR_SECONDS)
+    ] = 600.0
+    answer_seconds: Annotated[float, Env("SCALE_ANSWER_SECONDS"), Meta(ge=1, le=300)] = 30.0
+    drain_seconds: Annotated[float, Env("DRAIN_SECONDS"), Meta(gt=0, le=86_400)] = 300.0
 
 
 class Nats(msgspec.Struct, kw_only=True, frozen=True):
@@ -84,6 +93,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     ] = GENERAL_WORKER_TYPE
     worker_pool: Annotated[WorkerPool, Env("WORKER_POOL")] = "prefork"
     worker_queues: Annotated[str, Env("WORKER_QUEUES")] = ""
+    worker_host: Annotated[str, Env("WORKER_HOST"), Meta(pattern=r"^[^@\s]*$")] = ""
     max_concurrent_tasks: Annotated[int, Env("MAX_CONCURRENT_TASKS"), Meta(ge=1, le=1000)] = 5
     celery_app: Annotated[str, Env("CELERY_APP"), Meta(min_length=1)] = "tasks.app:app"
     ack_wait_seconds: Annotated[float, Env("ACK_WAIT_SECONDS"), Meta(ge=1, le=3600)] = 30.0

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 
 from bridge.envelope import from_epoch
+from bridge.errors import ServiceUnavailable
 from bridge.masking import mask_text
 from bridge.records import Snapshot, WorkerState
 from web.context import context, resources
 from web.models import (
     Features,
     NatsInfo,
+    Scaling,
+    ScalingLimits,
     Statistics,
     Status,
     TaskStats,
@@ -150,6 +153,33 @@ def workers_stats() -> WorkersStats:
         total_max_concurrent=capacity,
         workers=rows,
         taken_at=_taken_at(view),
+    )
+
+
+def scaling() -> Scaling:
+    """What the fleet shall be and why. Raises ServiceUnavailable, NatsConnectionError."""
+    here = context()
+    state = here.resources.scaling_state()
+    if state is None:
+        raise ServiceUnavailable(
+            "The controller has not decided anything yet. Start it (python -m bridge controller)."
+        )
+    until = state.manual_until_epoch
+    limits = here.settings.scaling
+    return Scaling(
+        mode=state.mode,
+        worker_count=state.workers,
+        concurrency=state.concurrency,
+        manual_worker_count=state.pinned_workers,
+        manual_concurrency=state.pinned_concurrency,
+        manual_until_at=None if until is None else from_epoch(until),
+        blind_reason=state.blind_reason,
+        limits=ScalingLimits(
+            min_workers=limits.min_workers,
+            max_workers=limits.max_workers,
+            max_concurrent_tasks=here.settings.max_concurrent_tasks,
+        ),
+        decisions=state.decisions,
     )
 
 

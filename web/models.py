@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
-from bridge.records import QueueState, TaskFigures, TaskType, WorkerState
+from bridge.records import QueueState, ScalingDecision, TaskFigures, TaskType, WorkerState
 
 
 class Health(msgspec.Struct, kw_only=True, frozen=True):
@@ -30,7 +30,7 @@ class Features(msgspec.Struct, kw_only=True, frozen=True):
 
     distributed_tasks: bool = True
     nats_integration: bool = True
-    auto_scaling: bool = False
+    auto_scaling: bool = True
     load_balancing: bool = True
     fault_tolerance: bool = True
 
@@ -145,6 +145,41 @@ class TaskTypes(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class ScaleRequest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """How many workers there shall be."""
+    """A size to have at once and to hold, or `mode` auto to give it back to the autoscaler.
 
-    worker_count: Annotated[int, msgspec.Meta(ge=1, le=1000)]
+    What is not named follows the load. Within `hold_seconds` the autoscaler leaves it alone;
+    without, for MANUAL_HOLD_SECONDS.
+    """
+
+    worker_count: Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
+    #: tasks at a time in each worker
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
+    mode: Literal["auto"] | msgspec.UnsetType = msgspec.UNSET
+    hold_seconds: Annotated[float, msgspec.Meta(gt=0, le=31_622_400)] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+
+
+class ScalingLimits(msgspec.Struct, kw_only=True, frozen=True):
+    """What the settings allow."""
+
+    min_workers: int
+    max_workers: int
+    max_concurrent_tasks: int
+
+
+class Scaling(msgspec.Struct, kw_only=True, frozen=True):
+    """What the fleet shall be, who decided so, and why. The newest decision stands first."""
+
+    #: auto, manual, or fixed where AUTOSCALE is off
+    mode: str
+    worker_count: int
+    concurrency: int
+    #: what a person has set; null is left to the autoscaler
+    manual_worker_count: int | None
+    manual_concurrency: int | None
+    manual_until_at: str | None
+    #: why nothing can be decided now
+    blind_reason: str | None
+    limits: ScalingLimits
+    decisions: list[ScalingDecision]

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from bridge.envelope import Failure
-from bridge.records import WorkerState
+from bridge.records import ScalingResult, WorkerChange, WorkerState
 from bridge.submission.cancel import Cancellation
 from bridge.submission.idempotency import MAX_KEY_CHARACTERS
 from bridge.submission.request import Accepted, Submission
@@ -145,11 +145,37 @@ ENDPOINTS: Final = (
     Endpoint(
         method="post",
         path="/api/v1/workers/scale",
-        summary="Change the number of workers. Not available yet: answers SCALING_ERROR.",
+        summary="Change the size of the fleet. Answered once the workers are there, or gone.",
         tag="workers",
-        data=None,
+        data=ScalingResult,
         body=models.ScaleRequest,
-        refusals=(413, 415, 503),
+        refusals=(409, 413, 415, 503),
+    ),
+    Endpoint(
+        method="get",
+        path="/api/v1/workers/scaling",
+        summary="What the fleet shall be, and the last decisions with their reasons.",
+        tag="workers",
+        data=models.Scaling,
+        refusals=(503,),
+    ),
+    Endpoint(
+        method="post",
+        path="/api/v1/workers/{worker_id}/restart",
+        summary="Let a worker finish its tasks and start it again. Answered once it is up.",
+        tag="workers",
+        data=WorkerChange,
+        parameters=(_WORKER_ID,),
+        refusals=(409, 503),
+    ),
+    Endpoint(
+        method="delete",
+        path="/api/v1/workers/{worker_id}",
+        summary="Let a worker finish its tasks and have one less. Answered once it is gone.",
+        tag="workers",
+        data=ScalingResult,
+        parameters=(_WORKER_ID,),
+        refusals=(409, 503),
     ),
     Endpoint(
         method="get",

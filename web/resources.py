@@ -11,13 +11,20 @@ import msgspec
 
 from bridge.errors import NatsConnectionError
 from bridge.names import Names
-from bridge.records import SNAPSHOT_KEY, Snapshot
+from bridge.records import SCALING_KEY, SNAPSHOT_KEY, ScalingState, Snapshot
 from bridge.submission.cancel import Canceller
 from bridge.submission.deadline import CONNECT_SECONDS
 from bridge.submission.lookup import TaskLookup
 from bridge.submission.registry import LiveWorker, TaskTypes, decode_worker
 from bridge.submission.submit import Submitter
-from bridge.wire import BucketMirror, ConnectionPool, ConnectOptions, JetStream, JetStreamError
+from bridge.wire import (
+    Bucket,
+    BucketMirror,
+    ConnectionPool,
+    ConnectOptions,
+    JetStream,
+    JetStreamError,
+)
 from config.settings import Settings
 
 logger = logging.getLogger("web")
@@ -95,6 +102,21 @@ class Resources:
     def snapshot(self) -> Snapshot | None:
         """The controller's last view, None before the first."""
         return self.status.values.get(SNAPSHOT_KEY)
+
+    def await_snapshot(self, taken_epoch: float, timeout: float) -> None:
+        """Wait, no longer than `timeout` seconds, for a snapshot as young as this."""
+
+        def is_there(values: dict[str, Snapshot | None]) -> bool:
+            snapshot = values.get(SNAPSHOT_KEY)
+            return snapshot is not None and snapshot.taken_epoch >= taken_epoch
+
+        self.status.wait_for(is_there, timeout)
+
+    def scaling_state(self) -> ScalingState | None:
+        """What the autoscaler wants, None before it ever ran. Raises NatsConnectionError."""
+        with self.pool.connection() as connection:
+            stored = Bucket(JetStream(connection), self.names.bucket("status")).get(SCALING_KEY)
+        return None if stored is None else msgspec.json.decode(stored, type=ScalingState)
 
     @property
     def nats_connected(self) -> bool:

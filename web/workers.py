@@ -1,13 +1,16 @@
-"""Workers: list, state, figures, scale."""
+"""Workers: list, state, figures, scale, restart, stop."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 from flask import Blueprint, Response
 
-from bridge.errors import InvalidWorkerConfig, ScalingError, WorkerNotFound
+from bridge.errors import InvalidParameters, InvalidWorkerConfig, WorkerNotFound
+from bridge.records import ScaleCommand, ScalingResult, WorkerCommand
 from bridge.submission.request import field_message
-from web import figures, parameters
+from web import commands, figures, parameters
 from web.context import context
 from web.models import ScaleRequest, Workers
 from web.responses import answer
@@ -43,19 +46,69 @@ def worker(worker_id: str) -> Response:
     raise WorkerNotFound(f"No worker is called {worker_id!r}. GET /api/v1/workers lists them.")
 
 
+@blueprint.get("/scaling")
+def scaling() -> Response:
+    parameters.only()
+    return answer("Scaling state retrieved successfully", figures.scaling())
+
+
 @blueprint.post("/scale")
 def scale() -> Response:
     parameters.only()
+    reply = commands.give("scale", _scale_command(parameters.json_body()))
+    assert reply.result is not None
+    return answer(_told(reply.result), reply.result)
+
+
+@blueprint.post("/<worker_id>/restart")
+def restart(worker_id: str) -> Response:
+    parameters.only()
+    reply = commands.give("restart", WorkerCommand(worker_id=worker_id))
+    return answer("Worker restarted successfully", reply.worker)
+
+
+@blueprint.delete("/<worker_id>")
+def remove(worker_id: str) -> Response:
+    parameters.only()
+    reply = commands.give("remove", WorkerCommand(worker_id=worker_id))
+    return answer("Worker stopped successfully", reply.result)
+
+
+def _scale_command(body: Any) -> ScaleCommand:
+    """Raises InvalidWorkerConfig, InvalidParameters."""
     try:
-        wanted = msgspec.convert(parameters.json_body(), ScaleRequest).worker_count
+        wanted = msgspec.convert(body, ScaleRequest)
     except msgspec.ValidationError as error:
         raise InvalidWorkerConfig(field_message(str(error))) from error
-    scaling = context().settings.scaling
-    if not scaling.min_workers <= wanted <= scaling.max_workers:
-        raise InvalidWorkerConfig(
-            f"worker_count: send {scaling.min_workers} to {scaling.max_workers}, or change "
-            "MIN_WORKERS and MAX_WORKERS."
-        )
-    raise ScalingError(
-        "Scaling is not available yet. Set WORKER_COUNT and restart the controller.", status=503
+    workers, concurrency = wanted.worker_count or None, wanted.concurrency or None
+    if wanted.mode:
+        if workers or concurrency or wanted.hold_seconds:
+            raise InvalidParameters("mode: send it alone, it gives everything to the autoscaler.")
+        return ScaleCommand(automatic=True)
+    if workers is None and concurrency is None:
+        raise InvalidParameters("worker_count: send it, or concurrency, or both.")
+    _check_limits(workers, concurrency)
+    return ScaleCommand(
+        workers=workers, concurrency=concurrency, hold_seconds=wanted.hold_seconds or None
     )
+
+
+def _check_limits(workers: int | None, concurrency: int | None) -> None:
+    settings = context().settings
+    least, most = settings.scaling.min_workers, settings.scaling.max_workers
+    if workers is not None and not least <= workers <= most:
+        raise InvalidWorkerConfig(
+            f"worker_count: send {least} to {most}, or change MIN_WORKERS and MAX_WORKERS."
+        )
+    if concurrency is not None and concurrency > settings.max_concurrent_tasks:
+        raise InvalidWorkerConfig(
+            f"concurrency: send 1 to {settings.max_concurrent_tasks}, or change "
+            "MAX_CONCURRENT_TASKS."
+        )
+
+
+def _told(result: ScalingResult) -> str:
+    before, after = result.before.worker_count, result.after.worker_count
+    if before == after:
+        return f"{after} workers are running"
+    return f"Workers scaled from {before} to {after} successfully"

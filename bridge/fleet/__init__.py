@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bridge.fleet.child import Child, ProcessSpec
 from bridge.fleet.fleet import Fleet, MemberState, WorkerOptions
+from bridge.fleet.placement import place
 from bridge.fleet.supervisor import ProcessState, Supervisor
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "ProcessState",
     "Supervisor",
     "WorkerOptions",
+    "place",
 ]

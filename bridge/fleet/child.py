@@ -102,6 +102,14 @@ class Child:
     def running(self) -> bool:
         return self._process.returncode is None
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the process was stopped (SIGSTOP) and not let go on."""
+        flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT  # look only: others wait for its end
+        with contextlib.suppress(ChildProcessError):  # it has ended, and somebody knows already
+            return self.running and os.waitid(os.P_PID, self.pid, flags) is not None
+        return False
+
     def tail(self) -> list[str]:
         """Return the messages of the last lines the process wrote, oldest first."""
         return [parse_line(line)["message"] for line in list(self._output.tape)]
@@ -135,14 +143,18 @@ class Child:
             log.warning("process did not end in time", process=self.spec.name, pid=self.pid)
         return await self._end_cold()
 
+    async def kill(self) -> int:
+        """End the process and its whole session at once."""
+        if self.running:
+            self._signal_group(signal.SIGKILL)
+        return await self.wait()
+
     async def _end_cold(self) -> int:
         if self.spec.cold_signal is not None:
             self._signal(self.spec.cold_signal)
             with contextlib.suppress(TimeoutError):  # SIGKILL below is the answer to it
                 return await asyncio.wait_for(self.wait(), self.spec.cold_seconds)
-        if self.running:
-            self._signal_group(signal.SIGKILL)
-        return await self.wait()
+        return await self.kill()
 
     def _signal(self, number: signal.Signals) -> None:
         if self.running:

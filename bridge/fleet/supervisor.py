@@ -7,10 +7,16 @@ import contextlib
 import random
 import time
 from enum import StrEnum
+from typing import Final
 
 from bridge.fleet.backoff import CRASHES_BEFORE_LOST, crashes_in_a_row, restart_delay_seconds
 from bridge.fleet.child import Child, ProcessSpec
 from bridge.logs import get_logger
+
+#: A process that was stopped (SIGSTOP) for so long will not go on by itself.
+STOPPED_SECONDS: Final = 5.0
+#: The kernel tells of a stop only to those who look.
+_LOOK_SECONDS: Final = 1.0
 
 log = get_logger("bridge.fleet")
 
@@ -28,7 +34,10 @@ class ProcessState(StrEnum):
 
 
 class Supervisor:
-    """Runs `spec` until `stop`. Attributes may be read at any time."""
+    """Runs `spec` until `stop`. Attributes may be read at any time.
+
+    `spec` may be replaced: the next start is of the new one.
+    """
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
@@ -38,11 +47,19 @@ class Supervisor:
         self.started_epoch: float | None = None
         self._child: Child | None = None
         self._stopping = asyncio.Event()
+        #: ends the pause after a crash
+        self._wake = asyncio.Event()
+        self._restarting = False
         self._keeper: asyncio.Task[None] | None = None
 
     @property
     def pid(self) -> int | None:
         return self._child.pid if self._child is not None and self._child.running else None
+
+    @property
+    def running_spec(self) -> ProcessSpec | None:
+        """What the process of now, or the last one, was started as."""
+        return None if self._child is None else self._child.spec
 
     async def start(self) -> None:
         """Start the process and keep it running from now on.
@@ -55,6 +72,7 @@ class Supervisor:
     async def stop(self, grace_seconds: float | None) -> None:
         """End the process; see `Child.stop`. Safe to call again, then with less grace."""
         self._stopping.set()
+        self._wake.set()
         if self._keeper is None:
             return
         self.state = ProcessState.STOPPING
@@ -63,21 +81,50 @@ class Supervisor:
         await self._keeper
         self.state = ProcessState.STOPPED
 
+    async def restart(self, grace_seconds: float, reason: str | None = None) -> None:
+        """End the process, see `Child.stop`, and have it started again at once.
+
+        `reason` is kept as the last error where there was one.
+        """
+        if reason is not None:
+            self.last_error = reason
+        self._restarting = True
+        self._wake.set()
+        if self._child is not None and self._child.running:
+            self.state = ProcessState.STOPPING
+            await self._child.stop(grace_seconds)
+
     async def _keep(self, child: Child | None) -> None:
         crashes = 0
         while True:
             started = time.monotonic()
             if child is not None:
-                status = await child.wait()
+                status = await self._end_of(child)
                 if self._stopping.is_set():
                     log.info("process stopped", process=self.spec.name, exit_status=status)
                     return
-                self._note_end(child, status)
-            crashes = crashes_in_a_row(crashes, time.monotonic() - started)
-            if not await self._pause(crashes):
+                if not self._restarting:
+                    self._note_end(child, status)
+            if not self._restarting:
+                crashes = crashes_in_a_row(crashes, time.monotonic() - started)
+                await self._pause(crashes)
+            if self._stopping.is_set():
                 return
+            if self._restarting:
+                self._restarting, crashes = False, 0
             self.restarts += 1
             child = await self._try_start()
+
+    async def _end_of(self, child: Child) -> int:
+        """Wait for the end of a process, and bring it about when it is stopped for too long."""
+        stopped_seconds = 0.0
+        while True:
+            with contextlib.suppress(TimeoutError):  # time for another look
+                return await asyncio.wait_for(child.wait(), _LOOK_SECONDS)
+            stopped_seconds = stopped_seconds + _LOOK_SECONDS if child.stopped else 0.0
+            if stopped_seconds >= STOPPED_SECONDS:
+                log.error("process hangs", process=self.spec.name, pid=child.pid)
+                return await child.kill()
 
     async def _try_start(self) -> Child | None:
         try:
@@ -99,14 +146,16 @@ class Supervisor:
         self.last_error = "\n".join([f"ended with {ending}", *child.tail()[-5:]])
         log.error("process ended unasked", process=self.spec.name, exit_status=status)
 
-    async def _pause(self, crashes: int) -> bool:
-        """Wait before the next start; say whether there shall be one."""
+    async def _pause(self, crashes: int) -> None:
+        """Wait before the next start, or until somebody wants it now or never."""
         lost = crashes >= CRASHES_BEFORE_LOST
         self.state = ProcessState.LOST if lost else ProcessState.CRASHED
         # Jitter wants no secrecy, only spread.
         delay = restart_delay_seconds(crashes, random.random())  # noqa: S311
         if lost:
             log.error("process keeps ending", process=self.spec.name, retry_in_seconds=delay)
+        self._wake.clear()
+        if self._stopping.is_set() or self._restarting:
+            return
         with contextlib.suppress(TimeoutError):  # the wait is over: start again
-            await asyncio.wait_for(self._stopping.wait(), delay)
-        return not self._stopping.is_set()
+            await asyncio.wait_for(self._wake.wait(), delay)

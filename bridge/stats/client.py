@@ -15,6 +15,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.js.errors import APIError
 
 from bridge.errors import NatsConnectionError, NatsTimeout
 from bridge.logs import get_logger
@@ -24,6 +25,7 @@ REQUEST_TIMEOUT_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5
 _END_OF_BATCH: Final = "204"
 _NOT_FOUND: Final = "404"
+_WRONG_LAST_SEQUENCE: Final = 10071
 
 log = get_logger("bridge.stats")
 
@@ -121,6 +123,26 @@ async def direct_get(client: Client, stream: str, query: dict[str, Any]) -> list
         raise NatsTimeout(f"stream {stream} did not answer in time") from error
     except NatsError as error:
         raise NatsConnectionError(f"stream {stream} cannot be read: {error}") from error
+
+
+async def store(
+    client: Client, subject: str, value: bytes, headers: dict[str, str] | None = None
+) -> int | None:
+    """Store a message and return its sequence; None when the expected last one is not there.
+
+    Raises NatsConnectionError, NatsTimeout.
+    """
+    js = client.jetstream(timeout=REQUEST_TIMEOUT_SECONDS)
+    try:
+        return (await js.publish(subject, value, headers=headers)).seq
+    except APIError as error:
+        if error.err_code == _WRONG_LAST_SEQUENCE:
+            return None
+        raise NatsConnectionError(f"NATS did not store {subject}: {error}") from error
+    except TimeoutError as error:
+        raise NatsTimeout(f"NATS did not confirm {subject} in time") from error
+    except NatsError as error:
+        raise NatsConnectionError(f"NATS did not store {subject}: {error}") from error
 
 
 def header(message: Msg, name: str) -> str:

@@ -7,7 +7,6 @@ only from then on: what was not seen is not taken for idle.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -21,6 +20,7 @@ from bridge.names import Names, bucket_stream, bucket_subject
 from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.stats.client import direct_get, request, session
 from bridge.stats.figures import Figures
+from bridge.stats.pause import pause
 from bridge.stats.reading import read_events, read_queues, read_workers
 from bridge.stats.snapshot import FleetView, active_tasks, worker_states
 from bridge.wire import ConnectOptions, JetStreamError
@@ -28,6 +28,8 @@ from bridge.wire import ConnectOptions, JetStreamError
 #: Key of the figures in the bucket `status`.
 FIGURES_KEY: Final = "figures"
 PERIOD_SECONDS: Final = 1.0
+#: Period while somebody waits for the next snapshot.
+HURRIED_SECONDS: Final = 0.1
 _RECONNECT_SECONDS: Final = 0.5
 
 log = get_logger("bridge.stats")
@@ -38,7 +40,8 @@ class Collector:
     """Keeps the snapshot current until told to stop.
 
     `prepare` is awaited before each connection: it makes sure that the streams exist, also
-    when the server came back with an empty store. `fleet` tells the controller's own workers.
+    when the server came back with an empty store. `fleet` tells the controllers' own workers;
+    it may raise what lost connections raise. Only the one that `leads` writes.
     """
 
     def __init__(
@@ -47,12 +50,18 @@ class Collector:
         names: Names,
         *,
         prepare: Callable[[], Awaitable[None]],
-        fleet: Callable[[], FleetView],
+        fleet: Callable[[], Awaitable[FleetView]],
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._options = options
         self._names = names
         self._prepare = prepare
         self._fleet = fleet
+        self._leads = leads
+        #: what was stored last, None while another one writes
+        self.latest: Snapshot | None = None
+        self._stored = asyncio.Condition()
+        self._hurry = asyncio.Event()
         self._bucket = names.bucket("status")
         self._started_epoch = time.time()
         #: None until the stored ones were read: counting from zero would overwrite them
@@ -74,17 +83,38 @@ class Collector:
                 if not interrupted:
                     log.warning("statistics interrupted", reason=str(error))
                 interrupted = True
-                await _pause(stop, _RECONNECT_SECONDS)
+                await pause(_RECONNECT_SECONDS, stop)
+
+    async def next(self) -> Snapshot:
+        """Return the next snapshot, taken and stored sooner than it would be otherwise."""
+        before = self.latest
+        self._hurry.set()
+        async with self._stored:
+            await self._stored.wait_for(
+                lambda: self.latest is not None and self.latest is not before
+            )
+        assert self.latest is not None
+        return self.latest
 
     async def _observe(self, client: Client, stop: asyncio.Event) -> None:
-        if self._figures is None:
-            self._figures = await self._load(client)
         since = time.time()
         while not stop.is_set():
             started = time.monotonic()
-            await self._refresh(client, self._figures, since)
-            await _pause(stop, PERIOD_SECONDS - (time.monotonic() - started))
-        await self._refresh(client, self._figures, since)
+            await self._look(client, since)
+            spent = time.monotonic() - started
+            await pause(HURRIED_SECONDS - spent, stop)
+            await pause(PERIOD_SECONDS - max(HURRIED_SECONDS, spent), stop, self._hurry)
+            self._hurry.clear()
+        await self._look(client, since)
+
+    async def _look(self, client: Client, since_epoch: float) -> None:
+        if not self._leads():
+            # Whoever writes meanwhile counts on from what is stored, and so will this one.
+            self._figures = self.latest = None
+            return
+        if self._figures is None:
+            self._figures = await self._load(client)
+        await self._refresh(client, self._figures, since_epoch)
 
     async def _load(self, client: Client) -> Figures:
         subject = bucket_subject(self._bucket, FIGURES_KEY)
@@ -108,7 +138,7 @@ class Collector:
             self._stored_seq = figures.last_seq
         records = await read_workers(client, self._names)
         queues = await read_queues(client, self._names)
-        fleet = self._fleet()
+        fleet = await self._fleet()
         snapshot = Snapshot(
             taken_epoch=now,
             controller_started_epoch=self._started_epoch,
@@ -121,12 +151,9 @@ class Collector:
             figures=figures.task_figures(now),
         )
         await self._put(client, SNAPSHOT_KEY, msgspec.json.encode(snapshot))
+        async with self._stored:
+            self.latest = snapshot
+            self._stored.notify_all()
 
     async def _put(self, client: Client, key: str, value: bytes) -> None:
         await request(client, bucket_subject(self._bucket, key), msgspec.Raw(value))
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Wait, but not longer than until `stop`."""
-    with contextlib.suppress(TimeoutError):  # the usual end of a pause
-        await asyncio.wait_for(stop.wait(), max(0.0, seconds))

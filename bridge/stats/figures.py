@@ -134,8 +134,13 @@ class Figures(msgspec.Struct):
     def _seen(self, event: Event, at: float) -> WorkerFigures:
         worker = self.workers.setdefault(event.hostname, WorkerFigures(last_seen_epoch=at))
         worker.last_seen_epoch = at
-        worker.online, worker.left = True, False
+        # One that said good-bye may still be finishing its tasks: it does not come back by that.
+        worker.online = not worker.left
         return worker
+
+    def _returned(self, event: Event, at: float) -> None:
+        self.workers.setdefault(event.hostname, WorkerFigures(last_seen_epoch=at)).left = False
+        self._seen(event, at)
 
     def _gone(self, hostname: str) -> None:
         self.workers[hostname].online = False
@@ -145,12 +150,12 @@ class Figures(msgspec.Struct):
         self.active = {i: task for i, task in self.active.items() if task.worker_id != hostname}
 
     def _heartbeat(self, event: Event, at: float) -> None:
-        self._seen(event, at)
+        self._returned(event, at)
 
     def _online(self, event: Event, at: float) -> None:
         # A worker that comes up runs nothing: what it ran before died with its predecessor.
         self._drop_active(event.hostname)
-        self._seen(event, at)
+        self._returned(event, at)
 
     def _offline(self, event: Event, at: float) -> None:
         self._seen(event, at).left = True

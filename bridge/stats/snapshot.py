@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import msgspec
@@ -26,18 +27,25 @@ _MEMBER_STATES: Final = {
 }
 
 
-class FleetView(msgspec.Struct, kw_only=True, frozen=True):
-    """What the snapshot needs to know of the controller's own worker processes."""
+class FleetView(msgspec.Struct, kw_only=True, frozen=True, dict=True):
+    """What the snapshot needs to know of the controllers' own worker processes, on all hosts."""
 
-    host: str
     worker_type: str
+    #: tasks at once in each worker, at most
     concurrency: int
     target: int
     members: Sequence[MemberState]
 
+    @cached_property
+    def _ids(self) -> dict[str, str]:
+        short = {member.hostname: member.hostname.partition("@")[0] for member in self.members}
+        # One that moved to another host may still be on its way out on the first.
+        count = Counter(short.values())
+        return {name: each if count[each] == 1 else name for name, each in short.items()}
+
     def worker_id(self, hostname: str) -> str:
-        """Return Celery's hostname without the host where that is the controller's own."""
-        return hostname.removesuffix(f"@{self.host}")
+        """Return Celery's hostname without the host where that is one of the fleet's own."""
+        return self._ids.get(hostname, hostname)
 
 
 def active_tasks(figures: Figures, fleet: FleetView) -> list[ActiveTask]:
@@ -96,7 +104,8 @@ def _worker_state(
         worker_type=fleet.worker_type if member else EXTERNAL_WORKER_TYPE,
         pid=member.pid if member else record.pid if record else None,
         pool=record.pool if record else None,
-        max_concurrent=record.concurrency if record else fleet.concurrency if member else 0,
+        max_concurrent=fleet.concurrency if member else record.concurrency if record else 0,
+        concurrency=member.slots if member else record.concurrency if record else 0,
         active_tasks=active_count,
         tasks_processed=figures.tasks_processed if figures else 0,
         tasks_failed=figures.tasks_failed if figures else 0,

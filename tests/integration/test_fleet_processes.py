@@ -204,7 +204,9 @@ async def fleet_of_sleepers(
     monkeypatch: pytest.MonkeyPatch, code: str = "import time; time.sleep(60)"
 ) -> AsyncIterator[Fleet]:
     """A fleet whose workers are plain processes: what is under test is the fleet."""
-    monkeypatch.setattr(fleet_module.WorkerOptions, "spec", lambda self, number: python(code))
+    monkeypatch.setattr(
+        fleet_module.WorkerOptions, "spec", lambda self, number, concurrency=None: python(code)
+    )
     fleet = Fleet(WorkerOptions(app="x:y", worker_type="general", pool="solo", concurrency=1))
     try:
         yield fleet
@@ -217,11 +219,11 @@ def test_target_starts_and_drains(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def scenario() -> tuple[list[str], list[str], list[str]]:
         async with fleet_of_sleepers(monkeypatch) as fleet:
-            await fleet.set_target(1)
+            await fleet.set_target([1])
             one = [m.hostname.partition("@")[0] for m in fleet.members()]
-            await fleet.set_target(3)
+            await fleet.set_target([1, 2, 3])
             three = [m.hostname.partition("@")[0] for m in fleet.members()]
-            await fleet.set_target(2)
+            await fleet.set_target([1, 2])
             await until(lambda: len(fleet.members()) == 2)
             two = [m.hostname.partition("@")[0] for m in fleet.members()]
         assert fleet.members() == []
@@ -239,10 +241,10 @@ def test_worker_wanted_again_while_draining_comes_back(monkeypatch: pytest.Monke
 
     async def scenario() -> None:
         async with fleet_of_sleepers(monkeypatch) as fleet:
-            await fleet.set_target(1)
+            await fleet.set_target([1])
             pid = fleet.members()[0].pid
-            await fleet.set_target(0)
-            await fleet.set_target(1)
+            await fleet.set_target(())
+            await fleet.set_target([1])
             await until(
                 lambda: (
                     [m.state for m in fleet.members()] == [ProcessState.RUNNING]

@@ -23,7 +23,7 @@ from tests.support.nats import NatsServer
 
 NAMES = Names()
 WORKER = "celery@there"
-FLEET = FleetView(host="here", worker_type="general", concurrency=5, target=0, members=[])
+FLEET = FleetView(worker_type="general", concurrency=5, target=0, members=[])
 
 
 async def create_streams(client: Client) -> None:
@@ -68,8 +68,11 @@ async def collecting(server: NatsServer) -> AsyncIterator[Client]:
         async with session(options) as own:
             await create_streams(own)
 
+    async def fleet() -> FleetView:
+        return FLEET
+
     stop = asyncio.Event()
-    collector = Collector(options, NAMES, prepare=prepare, fleet=lambda: FLEET)
+    collector = Collector(options, NAMES, prepare=prepare, fleet=fleet)
     running = asyncio.create_task(collector.run(stop))
     try:
         yield client
@@ -123,8 +126,7 @@ def test_counts_survive_restarts_exactly(nats_server: NatsServer) -> None:
             await snapshot_where(client, lambda s: s.figures.tasks_failed == 30)
         async with await nats.connect(nats_server.url) as client:
             await send_events(client, {"type": "task-failed", "uuid": "between"})
-        nats_server.kill()
-        nats_server.start()
+        nats_server.restart()
         async with collecting(nats_server) as client:
             await snapshot_where(client, lambda _: True)
             await send_events(client, {"type": "task-failed", "uuid": "after"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-
-from bridge.probe import http_request
 
 _READY_SECONDS = 60.0
 
@@ -32,7 +31,8 @@ def free_ports(count: int) -> list[int]:
 class RunningService:
     """All processes of one service; `start` may be called again after `stop` or `kill`.
 
-    `settings` are environment variables; log lines go to ``up.log`` in `directory`.
+    `settings` are environment variables; without one for it the size of the fleet is fixed.
+    Log lines go to ``up.log`` in `directory`.
     """
 
     def __init__(self, directory: Path, **settings: str) -> None:
@@ -46,6 +46,7 @@ class RunningService:
             "NATS_PORT": str(nats_port),
             "API_PORT": str(self.port),
             "FLOWER_PORT": str(flower_port),
+            "AUTOSCALE": "false",
             "WORKER_COUNT": "1",
             "MAX_CONCURRENT_TASKS": "2",
             **settings,
@@ -72,13 +73,20 @@ class RunningService:
         process.wait()
         raise AssertionError("the service did not get ready:\n" + self.log.read_text()[-4000:])
 
-    def call(self, path: str, body: Any = None) -> dict[str, Any]:
-        """Call the API and return the envelope."""
-        payload = None if body is None else json.dumps(body).encode()
-        _, answer = http_request(
-            "127.0.0.1", self.port, path, body=payload, timeout_seconds=_READY_SECONDS
-        )
-        envelope: dict[str, Any] = json.loads(answer)
+    def call(self, path: str, body: Any = None, method: str = "") -> dict[str, Any]:
+        """Call the API and return the envelope; the method follows from the body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_READY_SECONDS)
+        payload = None if body is None else json.dumps(body)
+        try:
+            connection.request(
+                method or ("GET" if body is None else "POST"),
+                path,
+                payload,
+                {"Content-Type": "application/json"},
+            )
+            envelope: dict[str, Any] = json.load(connection.getresponse())
+        finally:
+            connection.close()
         return envelope
 
     def wait_for_log(self, text: str) -> None:

@@ -29,7 +29,7 @@ def member(**fields: Any) -> MemberState:
 
 def fleet(*members: MemberState) -> FleetView:
     return FleetView(
-        host="here", worker_type="general", concurrency=5, target=len(members), members=members
+        worker_type="general", concurrency=5, target=len(members), members=members
     )
 
 

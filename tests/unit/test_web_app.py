@@ -188,17 +188,23 @@ def test_security_headers_are_everywhere(client: FlaskClient, path: str) -> None
 @pytest.mark.parametrize(
     ("body", "code", "told"),
     [
-        ({"worker_count": 5}, "SCALING_ERROR", "not available yet"),
+        ({"worker_count": 5}, "NATS_CONNECTION_ERROR", "no NATS server"),
         ({"worker_count": 0}, "INVALID_WORKER_CONFIG", "worker_count:"),
         ({"worker_count": 11}, "INVALID_WORKER_CONFIG", "1 to 10"),
         ({"worker_count": "5"}, "INVALID_WORKER_CONFIG", "worker_count:"),
         ({"workers": 5}, "INVALID_WORKER_CONFIG", "workers: unknown field"),
+        ({"concurrency": 6}, "INVALID_WORKER_CONFIG", "1 to 5"),
+        ({"worker_count": 5, "hold_seconds": 0}, "INVALID_WORKER_CONFIG", "hold_seconds:"),
+        ({"mode": "manual"}, "INVALID_WORKER_CONFIG", "mode:"),
+        ({"mode": "auto", "worker_count": 5}, "INVALID_PARAMETERS", "mode: send it alone"),
+        ({"hold_seconds": 5}, "INVALID_PARAMETERS", "worker_count: send it"),
+        ({}, "INVALID_PARAMETERS", "worker_count: send it"),
     ],
 )
-def test_scale_validates_before_it_refuses(
+def test_scale_validates_before_it_asks_a_controller(
     client: FlaskClient, body: Any, code: str, told: str
 ) -> None:
-    """A wrong scale request is told apart from one that would be possible."""
+    """A wrong scale request names its fault, also without NATS; a good one needs NATS."""
     refused = _failure(client.post("/api/v1/workers/scale", json=body))
 
     assert code == refused.error_code
