@@ -58,8 +58,6 @@ class Connection:
         #: read and not yet dispatched
         self._frames: deque[Frame] = deque()
         self._callbacks: dict[int, Callback] = {}
-        #: sid -> messages until it ends, for subscriptions that end by themselves
-        self._remaining: dict[int, int] = {}
         self._sids = itertools.count(1)
         self._inbox = f"_INBOX.{os.urandom(11).hex()}"
         self._inbox_sid = 0
@@ -149,22 +147,14 @@ class Connection:
     def _max_payload(self) -> int:
         return int(self.server_info.get("max_payload", 0))
 
-    def subscribe(self, subject: str, callback: Callback, max_messages: int = 0) -> int:
-        """Call `callback` with every message on `subject` while somebody drains; return the sid.
-
-        The subscription ends by itself after `max_messages`, where that is not 0.
-        """
+    def subscribe(self, subject: str, callback: Callback) -> int:
+        """Call `callback` with every message on `subject` while somebody drains; return the sid."""
         sid = next(self._sids)
-        frames = encode_subscribe(subject, sid)
-        if max_messages:
-            self._remaining[sid] = max_messages
-            frames += encode_unsubscribe(sid, max_messages)
         self._callbacks[sid] = callback
-        self._write(frames)
+        self._write(encode_subscribe(subject, sid))
         return sid
 
     def unsubscribe(self, sid: int) -> None:
-        self._remaining.pop(sid, None)
         if self._callbacks.pop(sid, None) and self.connected:
             self._write(encode_unsubscribe(sid))
 
@@ -220,8 +210,6 @@ class Connection:
         if isinstance(frame, Message):
             callback = self._callbacks.get(frame.sid)
             if callback is not None:
-                if frame.sid in self._remaining:
-                    self._count_down(frame.sid)
                 callback(frame)
         elif isinstance(frame, Control):
             if frame.verb == b"PING":
@@ -232,11 +220,6 @@ class Connection:
             self.server_info = frame.fields
         else:
             self._complaint(frame)
-
-    def _count_down(self, sid: int) -> None:
-        self._remaining[sid] -= 1
-        if not self._remaining[sid]:
-            del self._remaining[sid], self._callbacks[sid]
 
     def _complaint(self, error: ServerError) -> None:
         if "permissions violation" in error.text.lower():

@@ -213,8 +213,8 @@ def encode_subscribe(subject: str, sid: int) -> bytes:
     return f"SUB {subject} {sid}\r\n".encode()
 
 
-def encode_unsubscribe(sid: int, after_messages: int = 0) -> bytes:
-    return (f"UNSUB {sid} {after_messages}\r\n" if after_messages else f"UNSUB {sid}\r\n").encode()
+def encode_unsubscribe(sid: int) -> bytes:
+    return f"UNSUB {sid}\r\n".encode()
 
 
 def encode_publish(

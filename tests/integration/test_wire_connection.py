@@ -115,17 +115,6 @@ def test_collect_returns_answers_until_the_last(ours: Connection) -> None:
     ours.flush()
 
 
-def test_subscription_ends_after_its_messages(ours: Connection) -> None:
-    """`max_messages` ends a subscription at the server and here."""
-    received: list[bytes] = []
-    ours.subscribe("wire.twice", lambda m: received.append(m.payload), max_messages=2)
-    for payload in (b"1", b"2", b"3"):
-        ours.publish("wire.twice", payload)
-    ours.flush()
-
-    assert received == [b"1", b"2"]
-
-
 def test_unsubscribe_and_flush_misses_nothing_sent_before(ours: Connection) -> None:
     """What the server had sent before the end of a subscription still reaches its callback."""
     received: list[bytes] = []

@@ -251,7 +251,6 @@ def test_what_is_sent_looks_as_the_protocol_says() -> None:
     )
     assert encode_subscribe("a.>", 3) == b"SUB a.> 3\r\n"
     assert encode_unsubscribe(3) == b"UNSUB 3\r\n"
-    assert encode_unsubscribe(3, 2) == b"UNSUB 3 2\r\n"
     assert encode_connect({"name": "a\r\nb"}) == b'CONNECT {"name":"a\\r\\nb"}\r\n'
 
 
