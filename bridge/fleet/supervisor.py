@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import time
 from enum import StrEnum
 from typing import Final
@@ -14,7 +15,7 @@ from bridge.fleet.child import Child, ProcessSpec
 from bridge.logs import get_logger
 
 #: A process that was stopped (SIGSTOP) for so long will not go on by itself.
-STOPPED_SECONDS: Final = 5.0
+STOPPED_SECONDS: Final = 3.0
 #: The kernel tells of a stop only to those who look.
 _LOOK_SECONDS: Final = 1.0
 
@@ -97,7 +98,7 @@ class Supervisor:
     async def _keep(self, child: Child | None) -> None:
         crashes = 0
         while True:
-            started = time.monotonic()
+            started, status = time.monotonic(), 0
             if child is not None:
                 status = await self._end_of(child)
                 if self._stopping.is_set():
@@ -106,7 +107,8 @@ class Supervisor:
                 if not self._restarting:
                     self._note_end(child, status)
             if not self._restarting:
-                crashes = crashes_in_a_row(crashes, time.monotonic() - started)
+                lived, killed = time.monotonic() - started, status == -signal.SIGKILL
+                crashes = crashes_in_a_row(crashes, lived, killed=killed)
                 await self._pause(crashes)
             if self._stopping.is_set():
                 return

@@ -35,3 +35,10 @@ def test_a_stable_run_forgives_earlier_crashes() -> None:
     """A crash after a healthy run is a first one again."""
     assert crashes_in_a_row(4, lived_seconds=STABLE_SECONDS) == 1
     assert crashes_in_a_row(4, lived_seconds=1.0) == 5
+
+
+def test_a_killed_process_is_healthy_sooner() -> None:
+    """Whoever is killed after having been up is not taken for one that cannot start."""
+    assert crashes_in_a_row(3, 4.0, killed=True) == 1
+    assert crashes_in_a_row(3, 1.0, killed=True) == 4
+    assert crashes_in_a_row(3, 4.0) == 4

@@ -1,0 +1,153 @@
+"""Controllers on several hosts: one leads, each keeps its own workers, a dead one is replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+import pytest
+
+from bridge.errors import NatsConnectionError
+from bridge.names import Names
+from bridge.records import LEADER_KEY, SNAPSHOT_KEY, Snapshot
+from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, JetStreamError
+from tests.support.nats import NatsServer
+
+_WAIT_SECONDS = 60.0
+
+
+class Hosts:
+    """Controllers as processes of their own, each of which believes to be on another host."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        self.controllers: dict[str, subprocess.Popen[bytes]] = {}
+        self._all: list[subprocess.Popen[bytes]] = []
+        self._url = url
+        self._directory = directory
+
+    def start(self, host: str, **settings: str) -> None:
+        with (self._directory / "controllers.log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bridge", "controller"],
+                env={
+                    **os.environ,
+                    "NATS_URL": self._url,
+                    "AUTOSCALE": "false",
+                    "WORKER_COUNT": "2",
+                    "MAX_CONCURRENT_TASKS": "1",
+                    "WORKER_HOST": host,
+                    **settings,
+                },
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.controllers[host] = process
+        self._all.append(process)
+
+    def workers(self, host: str) -> dict[str, int]:
+        """Worker ids and pids of a host, as the operating system has them."""
+        found = {}
+        for child in psutil.Process(self.controllers[host].pid).children():
+            words = child.cmdline()
+            if "--hostname" in words:
+                found[words[words.index("--hostname") + 1]] = child.pid
+        return found
+
+    def stored(self, key: str) -> bytes | None:
+        connection = Connection(ConnectOptions.from_url(self._url))
+        try:
+            connection.connect()
+            return Bucket(JetStream(connection), Names().bucket("status")).get(key)
+        except (NatsConnectionError, JetStreamError):
+            return None
+        finally:
+            connection.close()
+
+    def leader(self) -> str:
+        """Host of the controller that leads, empty while none does."""
+        stored = self.stored(LEADER_KEY)
+        name: str = msgspec.json.decode(stored) if stored else ""
+        return name.partition("-")[0]
+
+    def running(self) -> dict[str, int | None]:
+        """Ids and pids of the workers that the snapshot shows as running."""
+        stored = self.stored(SNAPSHOT_KEY)
+        workers = msgspec.json.decode(stored, type=Snapshot).workers if stored else []
+        return {w.worker_id: w.pid for w in workers if w.state == "running"}
+
+    def kill(self, host: str) -> None:
+        """End a host as a power cut does: everything at once."""
+        top = psutil.Process(self.controllers[host].pid)
+        for process in [top, *top.children(recursive=True)]:
+            process.kill()
+        self.controllers.pop(host).wait()
+
+    def clean_up(self) -> None:
+        for process in self._all:
+            if process.poll() is None:
+                top = psutil.Process(process.pid)
+                for each in [top, *top.children(recursive=True)]:
+                    each.kill()
+            process.wait()
+
+
+@pytest.fixture
+def hosts(nats_server: NatsServer, tmp_path: Path) -> Iterator[Hosts]:
+    running = Hosts(nats_server.url, tmp_path)
+    yield running
+    running.clean_up()
+
+
+def until(condition: Callable[[], bool], told: Callable[[], object]) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.1)
+
+
+def test_workers_are_split_and_a_dead_hosts_share_is_taken_over(hosts: Hosts) -> None:
+    """Two hosts have one worker each; when the leader's host dies the other has both."""
+    hosts.start("a")
+    until(lambda: len(hosts.running()) == 2, hosts.running)
+    hosts.start("b")
+    until(lambda: len(hosts.workers("a")) == len(hosts.workers("b")) == 1, hosts.running)
+    until(lambda: len(hosts.running()) == 2, hosts.running)
+    first = hosts.leader()
+    [kept] = hosts.workers("b").values()
+
+    hosts.kill("a")
+
+    until(lambda: len(hosts.workers("b")) == 2, lambda: hosts.workers("b"))
+    until(lambda: hosts.leader() == "b", hosts.leader)
+    until(lambda: set(hosts.workers("b").values()) <= set(hosts.running().values()), hosts.running)
+    assert first == "a"
+    assert kept in hosts.workers("b").values()
+
+
+def test_a_second_controller_on_a_host_doubles_nothing(hosts: Hosts) -> None:
+    """It waits, and takes over when the first one is killed, without a worker too many."""
+    hosts.start("a")
+    until(lambda: len(hosts.running()) == 2, hosts.running)
+    first = hosts.controllers["a"]
+    before = hosts.workers("a")
+    hosts.start("a")
+    log = hosts._directory / "controllers.log"
+    until(lambda: "another controller keeps the workers" in log.read_text(), log.read_text)
+    assert hosts.workers("a") == {}
+
+    stopped = next(iter(before.values()))
+    os.kill(stopped, signal.SIGSTOP)  # would outlive its controller for ever
+    first.kill()
+    first.wait()
+
+    until(lambda: hosts.workers("a").keys() == before.keys(), lambda: hosts.workers("a"))
+    until(lambda: set(hosts.workers("a").values()) == set(hosts.running().values()), hosts.running)
+    assert not any(psutil.pid_exists(pid) for pid in before.values())
