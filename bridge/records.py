@@ -148,7 +148,7 @@ class TaskFigures(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class Snapshot(msgspec.Struct, kw_only=True, frozen=True):
-    """Bucket `status`, key SNAPSHOT_KEY: the controller's view, written about once a second."""
+    """Bucket `status`, key SNAPSHOT_KEY: the controller's view, written about twice a second."""
 
     taken_epoch: float
     controller_started_epoch: float

@@ -26,7 +26,7 @@ from web.models import (
 
 SERVICE = "task-worker"
 VERSION = "1.0.0"
-#: The controller writes about once a second; older than this it counts as down.
+#: The controller writes about twice a second; older than this it counts as down.
 STALE_SECONDS = 10.0
 
 

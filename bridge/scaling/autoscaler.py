@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
@@ -19,8 +18,9 @@ from bridge.scaling.leader import NotLeading
 from bridge.scaling.meter import Meter
 from bridge.scaling.policy import Limits, Past, Size, decide
 from bridge.scaling.reading import Reading
+from bridge.stats.pause import pause
 
-#: How late a new reading may be noticed; there is one a second.
+#: How late a new reading may be noticed; there are two a second.
 PERIOD_SECONDS: Final = 0.2
 #: Without a new reading for so long, nothing is known any more.
 BLIND_SECONDS: Final = 5.0
@@ -138,8 +138,7 @@ class Autoscaler:
             except (NatsConnectionError, NotLeading) as error:
                 log.warning("scaling interrupted", reason=str(error))
             spent = time.monotonic() - started
-            with contextlib.suppress(TimeoutError):  # the usual end of a pause
-                await asyncio.wait_for(stop.wait(), max(0.0, self._period_seconds - spent))
+            await pause(self._period_seconds - spent, stop)
 
     # -- what people ask for -------------------------------------------------------------
 

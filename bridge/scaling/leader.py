@@ -9,7 +9,6 @@ overwrite what its successor wrote, whatever it believes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from typing import Final
@@ -17,19 +16,18 @@ from typing import Final
 import msgspec
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from nats.js.errors import APIError
 
-from bridge.errors import BridgeError, NatsConnectionError, NatsTimeout
+from bridge.errors import BridgeError, NatsConnectionError
 from bridge.logs import get_logger
 from bridge.names import Names, bucket_stream, bucket_subject
 from bridge.records import LEADER_KEY
-from bridge.stats.client import REQUEST_TIMEOUT_SECONDS, direct_get, header, session
+from bridge.stats.client import direct_get, header, session, store
+from bridge.stats.pause import pause
 from bridge.wire import ConnectOptions
 
 #: A leader that died is followed by another after this long, at the latest about twice.
 LEADER_TTL_SECONDS: Final = 4
 _RECONNECT_SECONDS: Final = 0.5
-_WRONG_LAST_SEQUENCE: Final = 10071
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 
@@ -76,7 +74,7 @@ class Leader:
                 if not told:
                     log.warning("leadership uncertain", name=self.name, reason=str(error))
                 told = True
-                await _pause(stop, _RECONNECT_SECONDS)
+                await pause(_RECONNECT_SECONDS, stop)
             finally:
                 self._client = None
 
@@ -115,7 +113,7 @@ class Leader:
             async with self._lock:
                 await self._hold_or_take()
             # Spread, so that several candidates do not ask as one.
-            await _pause(stop, self._ttl_seconds * random.uniform(0.2, 0.3))  # noqa: S311
+            await pause(self._ttl_seconds * random.uniform(0.2, 0.3), stop)  # noqa: S311
         async with self._lock:
             await self._release()
 
@@ -175,20 +173,4 @@ class Leader:
 
     async def _publish(self, key: str, value: bytes, headers: dict[str, str]) -> int | None:
         """Store and return the revision; None when the expected one is not there."""
-        js = self._connected().jetstream(timeout=REQUEST_TIMEOUT_SECONDS)
-        try:
-            return (await js.publish(self._subject(key), value, headers=headers)).seq
-        except APIError as error:
-            if error.err_code == _WRONG_LAST_SEQUENCE:
-                return None
-            raise NatsConnectionError(f"NATS did not store {key}: {error}") from error
-        except TimeoutError as error:
-            raise NatsTimeout(f"NATS did not confirm {key} in time") from error
-        except NatsError as error:
-            raise NatsConnectionError(f"NATS did not store {key}: {error}") from error
-
-
-async def _pause(stop: asyncio.Event, seconds: float) -> None:
-    """Wait, but not longer than until `stop`."""
-    with contextlib.suppress(TimeoutError):  # the usual end of a pause
-        await asyncio.wait_for(stop.wait(), seconds)
+        return await store(self._connected(), self._subject(key), value, headers)

@@ -1,4 +1,4 @@
-"""Once a second: read NATS, fold, store the figures and the snapshot that the API serves.
+"""Twice a second: read NATS, fold, store the figures and the snapshot that the API serves.
 
 While NATS cannot be reached nothing is written, and after it the silence of workers counts
 only from then on: what was not seen is not taken for idle.
@@ -27,7 +27,7 @@ from bridge.wire import ConnectOptions, JetStreamError
 
 #: Key of the figures in the bucket `status`.
 FIGURES_KEY: Final = "figures"
-PERIOD_SECONDS: Final = 1.0
+PERIOD_SECONDS: Final = 0.5
 #: Period while somebody waits for the next snapshot.
 HURRIED_SECONDS: Final = 0.1
 _RECONNECT_SECONDS: Final = 0.5

@@ -1,4 +1,4 @@
-"""What the controller reads of NATS once a second: events, queues, worker records."""
+"""What the controller reads of NATS twice a second: events, queues, worker records."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from tests.support.service import RunningService
 APPS = HERE / "apps"
 #: What one run looked like, for `scaling_plot`.
 RUNS = ROOT / "build" / "scaling.json"
-WORKERS = int(os.environ.get("BENCH_WORKERS", "4"))
+WORKERS = int(os.environ.get("BENCH_WORKERS", "5"))
 CONCURRENCY = 5
 TASK_SECONDS = 0.2
 IDLE_SECONDS, STEP_SECONDS, TAIL_SECONDS = 10.0, 60.0, 60.0

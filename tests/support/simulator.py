@@ -20,9 +20,9 @@ from bridge.records import QueueState
 from bridge.scaling.meter import Meter
 from bridge.scaling.policy import Decision, Direction, Limits, Past, Size, decide
 from bridge.scaling.reading import Reading
+from bridge.stats.collector import PERIOD_SECONDS
 
 LIMITS: Final = Limits(min_workers=1, max_workers=10, max_concurrent=5)
-PERIOD_SECONDS: Final = 1.0
 #: From a decision to pools of the new size, and to a new worker that takes tasks.
 RESIZE_SECONDS: Final = 0.3
 BOOT_SECONDS: Final = 3.0
