@@ -28,9 +28,7 @@ def member(**fields: Any) -> MemberState:
 
 
 def fleet(*members: MemberState) -> FleetView:
-    return FleetView(
-        worker_type="general", concurrency=5, target=len(members), members=members
-    )
+    return FleetView(worker_type="general", concurrency=5, target=len(members), members=members)
 
 
 def record(hostname: str = OWN, pid: int = 7) -> WorkerRecord:
