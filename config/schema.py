@@ -14,6 +14,7 @@ from msgspec import Meta
 
 Environment = Literal["development", "test", "staging", "production"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+FleetDriver = Literal["processes", "kubernetes"]
 WorkerPool = Literal["prefork", "threads", "gevent", "solo"]
 
 #: The type whose workers serve the queue that the Celery app calls its default.
@@ -44,6 +45,13 @@ class Scaling(msgspec.Struct, kw_only=True, frozen=True):
     ] = 600.0
     answer_seconds: Annotated[float, Env("SCALE_ANSWER_SECONDS"), Meta(ge=1, le=300)] = 30.0
     drain_seconds: Annotated[float, Env("DRAIN_SECONDS"), Meta(gt=0, le=86_400)] = 300.0
+
+
+class Kubernetes(msgspec.Struct, kw_only=True, frozen=True):
+    """The Deployment whose pods are the workers, where FLEET_DRIVER is kubernetes."""
+
+    namespace: Annotated[str, Env("KUBERNETES_NAMESPACE"), Meta(min_length=1)] = "default"
+    deployment: Annotated[str, Env("KUBERNETES_DEPLOYMENT"), Meta(min_length=1)] = "celery-worker"
 
 
 class Nats(msgspec.Struct, kw_only=True, frozen=True):
@@ -93,6 +101,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     ] = GENERAL_WORKER_TYPE
     worker_pool: Annotated[WorkerPool, Env("WORKER_POOL")] = "prefork"
     worker_queues: Annotated[str, Env("WORKER_QUEUES")] = ""
+    fleet_driver: Annotated[FleetDriver, Env("FLEET_DRIVER")] = "processes"
     worker_host: Annotated[str, Env("WORKER_HOST"), Meta(pattern=r"^[^@\s]*$")] = ""
     max_concurrent_tasks: Annotated[int, Env("MAX_CONCURRENT_TASKS"), Meta(ge=1, le=1000)] = 5
     celery_app: Annotated[str, Env("CELERY_APP"), Meta(min_length=1)] = "tasks.app:app"
@@ -104,6 +113,7 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     data_dir: Annotated[str, Env("DATA_DIR"), Meta(min_length=1)] = "data"
     nats_url: Annotated[str, Env("NATS_URL")] = ""
     scaling: Scaling = Scaling()
+    kubernetes: Kubernetes = Kubernetes()
     nats: Nats = Nats()
     flower: Flower = Flower()
 

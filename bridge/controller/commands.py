@@ -16,8 +16,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from bridge.controller.driver import Driver
 from bridge.controller.host import HostKeeper
-from bridge.controller.lead import Placement
 from bridge.controller.progress import changes, own_workers, progress, size_of
 from bridge.envelope import from_epoch
 from bridge.errors import (
@@ -74,7 +74,7 @@ class Commands:
         *,
         leader: Leader,
         scaler: Autoscaler,
-        placement: Placement,
+        placement: Driver,
         collector: Collector,
         fleet: Fleet,
         keeper: HostKeeper,
@@ -200,7 +200,7 @@ class Commands:
             before = await self._snapshot(deadline)
             if worker_id not in self._placement.wanted_ids:
                 raise _not_kept(worker_id, before)
-            with self._placement.rid_of(int(worker_id.rpartition("-")[2])):
+            with self._placement.rid_of(worker_id):
                 await self._want(ScaleCommand(workers=self._scaler.size.workers - 1))
         after = await self._settled(mine, deadline, None)
         return self._done(before, after)
@@ -210,7 +210,7 @@ class Commands:
         own = {self._fleet.options.worker_id(n): n for n in self._fleet.wanted}
         if worker_id in own:
             return self._restart(worker_id, own[worker_id])
-        if self._leader.leads and worker_id not in self._placement.wanted_ids:
+        if self._leader.leads and not self._placement.keeps_elsewhere(worker_id):
             return self._refuse(worker_id)
         return None
 

@@ -18,14 +18,16 @@ from nats.aio.client import Client
 
 from bridge.control import Control
 from bridge.controller.commands import CommandPolicy, Commands
+from bridge.controller.driver import Driver
 from bridge.controller.host import HostKeeper
 from bridge.controller.lead import Placement
-from bridge.controller.sizes import FIXED_POOLS, Sizes
-from bridge.errors import NatsConnectionError
+from bridge.controller.sizes import FIXED_POOLS
+from bridge.errors import BridgeError, NatsConnectionError
 from bridge.fleet import Fleet, WorkerOptions
 from bridge.logs import get_logger
 from bridge.masking import mask_text
 from bridge.names import Names
+from bridge.records import WorkerRecord
 from bridge.scaling import (
     Autoscaler,
     Leader,
@@ -38,6 +40,7 @@ from bridge.scaling import (
 )
 from bridge.stats import Collector, FleetView
 from bridge.stats.pause import pause
+from bridge.stats.reading import read_workers
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
 from config.settings import Settings
 
@@ -60,17 +63,20 @@ class Controller:
         options = worker_options(settings, environ)
         self._fleet = fleet = Fleet(options, settings.scaling.drain_seconds)
         instance = f"{options.host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._sizes = Sizes(Control(settings.nats_url), fleet, settings.shutdown_seconds)
+        control = Control(settings.nats_url)
         self._keeper = HostKeeper(
             self._options,
             self._names,
             fleet,
-            self._sizes,
+            control,
             instance=instance,
             serve=self._serve,
+            leftover_seconds=settings.shutdown_seconds,
         )
         self._leader = Leader(self._options, self._names, name=instance)
-        self._placement = Placement(self._leader, self._keeper, options)
+        self._placement: Driver = Placement(self._leader, self._keeper, options)
+        if settings.fleet_driver == "kubernetes":
+            self._placement = self._replicas(options, control)
         self._collector = Collector(
             self._options,
             self._names,
@@ -94,6 +100,23 @@ class Controller:
                 drain_seconds=settings.scaling.drain_seconds,
             ),
         )
+
+    def _replicas(self, options: WorkerOptions, control: Control) -> Driver:
+        # Its client is an optional dependency, and slow to import.
+        from bridge.controller.kubernetes import Replicas, deployment  # noqa: PLC0415
+
+        place = self._settings.kubernetes
+        return Replicas(
+            self._leader,
+            self._keeper,
+            options,
+            control,
+            deployment(place.namespace, place.deployment),
+            workers=self._read_workers,
+        )
+
+    async def _read_workers(self) -> dict[str, WorkerRecord]:
+        return await read_workers(self._keeper.client, self._names)
 
     def _autoscaler(self) -> Autoscaler:
         settings, scaling = self._settings, self._settings.scaling
@@ -173,7 +196,7 @@ class Controller:
             await self._placement.forget()
         except (NatsConnectionError, NotLeading) as error:
             log.warning("target not taken back", reason=str(error))
-        await self._sizes.finish()
+        await self._keeper.finish()
 
     async def _stop_fleet(self, hurry: asyncio.Event) -> None:
         hurrying = asyncio.create_task(hurry.wait())
@@ -233,6 +256,9 @@ async def _lasting(
     while not stop.is_set():
         try:
             await work(stop)
+        except BridgeError as error:
+            log.error(f"{name} failed", reason=str(error))
+            await pause(_RETRY_SECONDS, stop)
         except Exception:
             log.exception(f"{name} failed")
             await pause(_FAULT_SECONDS, stop)

@@ -14,6 +14,7 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from bridge.control import Control
 from bridge.controller.shared import (
     HOST_KEYS,
     HOST_TTL_SECONDS,
@@ -65,12 +66,16 @@ class HostKeeper:
         options: ConnectOptions,
         names: Names,
         fleet: Fleet,
-        sizes: Sizes,
+        control: Control,
         *,
         instance: str,
         serve: Callable[[Client], Awaitable[None]],
+        leftover_seconds: float,
     ) -> None:
-        """`serve` is awaited on each new connection, to subscribe to commands."""
+        """`serve` is awaited on each new connection, to subscribe to commands.
+
+        `leftover_seconds` is what leftovers of an earlier controller get to end by themselves.
+        """
         self.host = fleet.options.host
         self.instance = instance
         self.leaving = False
@@ -82,7 +87,8 @@ class HostKeeper:
         self._names = names
         self._bucket = names.bucket("status")
         self._fleet = fleet
-        self._sizes = sizes
+        self._leftover_seconds = leftover_seconds
+        self._sizes = Sizes(control, fleet.options.pool, self._note_size)
         self._serve = serve
         self._client: Client | None = None
         self._revision: int | None = None
@@ -119,7 +125,7 @@ class HostKeeper:
         """Return what all live hosts tell. Raises NatsConnectionError."""
         subject = self._subject(HOST_KEYS)
         query = {"multi_last": [subject]}
-        found = await direct_get(self._connected(), bucket_stream(self._bucket), query)
+        found = await direct_get(self.client, bucket_stream(self._bucket), query)
         return [_decode_host(each.data) for each in found if not _is_marker(each)]
 
     def record(self) -> HostRecord:
@@ -178,7 +184,7 @@ class HostKeeper:
         if not self.leaving:
             await self._follow(client)
         ready = [member for member in self._fleet.members() if self._is_ready(member)]
-        self._sizes.align(ready, self._fleet.concurrency, self._wake.set)
+        self._sizes.align(ready, self._fleet.concurrency)
         self._replace_silent()
 
     async def _follow(self, client: Client) -> None:
@@ -207,7 +213,7 @@ class HostKeeper:
         self._revision = int(header(found[0], "Nats-Sequence")) if found else 0
         if await self._tell() and not self.claimed.is_set():
             log.info("host claimed", host=self.host, instance=self.instance)
-            self._fleet.replace_leftovers(self._sizes.leftover_seconds)
+            self._fleet.replace_leftovers(self._leftover_seconds)
             self.claimed.set()
 
     async def _tell(self) -> bool:
@@ -220,7 +226,7 @@ class HostKeeper:
         }
         value = msgspec.json.encode(self.record())
         subject = self._subject(host_key(self.host))
-        self._revision = await store(self._connected(), subject, value, headers)
+        self._revision = await store(self.client, subject, value, headers)
         return self._revision is not None
 
     def _may_follow(self, holder: HostRecord) -> bool:
@@ -252,7 +258,16 @@ class HostKeeper:
             }
             await store(client, self._subject(host_key(self.host)), b"", headers)
 
+    async def finish(self) -> None:
+        """Wait for what is under way."""
+        await self._sizes.finish()
+
     # -- workers -------------------------------------------------------------------------
+
+    def _note_size(self, member: MemberState, slots: int) -> None:
+        if member.pid is not None:
+            self._fleet.note_size(member.number, member.pid, slots)
+        self._wake.set()
 
     async def _on_heartbeat(self, message: Msg) -> None:
         try:
@@ -296,7 +311,9 @@ class HostKeeper:
     def _subject(self, key: str) -> str:
         return bucket_subject(self._bucket, key)
 
-    def _connected(self) -> Client:
+    @property
+    def client(self) -> Client:
+        """The present connection. Raises NatsConnectionError while there is none."""
         if self._client is None:
             raise NatsConnectionError("the controller has no connection to NATS, it connects again")
         return self._client

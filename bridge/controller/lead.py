@@ -57,6 +57,10 @@ class Placement:
         """Ids of the workers that there shall be."""
         return {self._options.worker_id(number) for number in self.target.numbers}
 
+    def keeps_elsewhere(self, worker_id: str) -> bool:
+        """Whether the controller of another host has this worker."""
+        return worker_id in self.wanted_ids
+
     async def run(self, stop: asyncio.Event) -> None:
         """Give the share of a host that comes or goes to where it belongs."""
         while not stop.is_set():
@@ -76,9 +80,9 @@ class Placement:
             await self._put(size.workers, size.concurrency, always=True)
 
     @contextlib.contextmanager
-    def rid_of(self, number: int) -> Iterator[None]:
+    def rid_of(self, worker_id: str) -> Iterator[None]:
         """Within this block whatever makes the fleet smaller takes this worker first."""
-        self._unwanted = {number}
+        self._unwanted = {int(worker_id.rpartition("-")[2])}
         try:
             yield
         finally:

@@ -130,15 +130,16 @@ class Collector:
     async def _refresh(self, client: Client, figures: Figures, since_epoch: float) -> None:
         complete = await read_events(client, self._names, figures)
         now = time.time()
+        fleet = await self._fleet()
         if complete:
             # With events still unread a worker only looks silent.
-            figures.expire(now, since_epoch)
+            alive = {member.hostname for member in fleet.members if member.pid is not None}
+            figures.expire(now, since_epoch, alive)
         if figures.last_seq != self._stored_seq:
             await self._put(client, FIGURES_KEY, msgspec.json.encode(figures))
             self._stored_seq = figures.last_seq
         records = await read_workers(client, self._names)
         queues = await read_queues(client, self._names)
-        fleet = await self._fleet()
         snapshot = Snapshot(
             taken_epoch=now,
             controller_started_epoch=self._started_epoch,

@@ -7,7 +7,7 @@ task that ran twice, because its worker died, counts twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 import msgspec
@@ -94,16 +94,23 @@ class Figures(msgspec.Struct):
             if handle is not None:
                 handle(self, event, arrived_epoch)
 
-    def expire(self, now_epoch: float, observing_since_epoch: float) -> None:
+    def expire(
+        self, now_epoch: float, observing_since_epoch: float, alive: Collection[str] = ()
+    ) -> None:
         """Drop what is over: tasks of silent workers, old slots, forgotten workers.
 
-        Silence counts only while somebody listened, from `observing_since_epoch` on.
+        Silence counts only while somebody listened, from `observing_since_epoch` on. A worker
+        that said good-bye is silent while it finishes its tasks: of those in `alive` (Celery
+        hostnames) it is known that their process is still there.
         """
         self.window.expire(now_epoch)
+        busy = {task.worker_id for task in self.active.values()}
         for hostname, worker in list(self.workers.items()):
             silent = now_epoch - max(worker.last_seen_epoch, observing_since_epoch)
             if silent > WORKER_TTL_SECONDS and worker.online:
                 self._gone(hostname)
+            elif silent > WORKER_TTL_SECONDS and hostname in busy and hostname not in alive:
+                self._drop_active(hostname)
             if silent > _FORGET_SECONDS:
                 del self.workers[hostname]
         while len(self.received) > _MAX_RECEIVED:
@@ -158,8 +165,8 @@ class Figures(msgspec.Struct):
         self._returned(event, at)
 
     def _offline(self, event: Event, at: float) -> None:
-        self._seen(event, at).left = True
-        self._gone(event.hostname)
+        worker = self._seen(event, at)
+        worker.online, worker.left = False, True
 
     def _received(self, event: Event, at: float) -> None:
         self._seen(event, at)

@@ -16,7 +16,6 @@ from bridge.control import Control
 from bridge.controller import host as host_module
 from bridge.controller.host import HostKeeper
 from bridge.controller.shared import TARGET_KEY, FleetTarget
-from bridge.controller.sizes import Sizes
 from bridge.fleet import Fleet, ProcessSpec, ProcessState, Supervisor, WorkerOptions
 from bridge.fleet import fleet as fleet_module
 from bridge.names import Names
@@ -80,8 +79,10 @@ def test_a_worker_that_sends_no_heartbeat_any_more_is_replaced(
         fleet = Fleet(
             WorkerOptions(app="x:y", worker_type="general", pool="prefork", concurrency=1, host="h")
         )
-        sizes = Sizes(Control(nats_server.url), fleet, 5)
-        keeper = HostKeeper(options, NAMES, fleet, sizes, instance="h-1", serve=nothing)
+        control = Control(nats_server.url)
+        keeper = HostKeeper(
+            options, NAMES, fleet, control, instance="h-1", serve=nothing, leftover_seconds=5
+        )
         stop = asyncio.Event()
         running = asyncio.create_task(keeper.run(stop))
         try:

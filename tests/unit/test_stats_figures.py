@@ -161,3 +161,28 @@ def test_a_restart_at_any_point_changes_nothing(events: list[Event], cut: int) -
     resumed = fold(*events[cut:], figures=stored)
 
     assert msgspec.to_builtins(resumed) == msgspec.to_builtins(through)
+
+
+def test_a_worker_that_says_goodbye_finishes_its_tasks() -> None:
+    """It does not come back by their events; they run on as long as its process does."""
+    figures = fold(
+        Event(type="worker-online", hostname=WORKER),
+        task("started", uuid="short"),
+        task("started", uuid="long"),
+        Event(type="worker-offline", hostname=WORKER),
+        task("succeeded", uuid="short", runtime=1.0),
+    )
+    later = NOW + 10 + WORKER_TTL_SECONDS
+
+    figures.expire(later, NOW, alive={WORKER})
+    running = set(figures.active)
+    figures.expire(later, NOW)
+
+    assert (figures.workers[WORKER].online, figures.workers[WORKER].left) == (False, True)
+    assert running == {"long"}
+    assert figures.active == {}
+    assert (
+        fold(Event(type="worker-heartbeat", hostname=WORKER), figures=figures)
+        .workers[WORKER]
+        .online
+    )
