@@ -23,7 +23,7 @@ from tests.benchmarks.scaling import (
 )
 
 TARGET: Final = ROOT / "docs" / "scaling.svg"
-_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP = 860, 58, 150, 34, 130, 34
+_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP = 860, 58, 150, 34, 130, 48
 _COLOURS: Final = {
     "load": "#888",
     "gear": "#9ec5ff",
