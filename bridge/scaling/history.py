@@ -12,7 +12,7 @@ from bridge.names import EVENT_EXCHANGE, Names
 from bridge.records import SCALING_KEY, ScalingDecision, ScalingState
 from bridge.scaling.leader import Leader
 
-#: So many decisions are kept; with one turn in two minutes that is far more than an hour.
+#: The latest of them; all are in the log and, for a day, in the event stream.
 KEPT_DECISIONS: Final = 50
 #: Celery's name for it, as it stands among the events of workers and tasks.
 EVENT_TYPE: Final = "scaling-decided"
