@@ -19,7 +19,7 @@ import pytest
 from tests.support.service import RunningService
 
 #: A full run takes a minute: CHAOS_SECONDS=60.
-_CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "12"))
+_CHAOS_SECONDS = float(os.environ.get("CHAOS_SECONDS", "8"))
 _RECOVERY_SECONDS = 15.0
 _WORKERS = 3
 

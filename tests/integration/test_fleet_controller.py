@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -71,7 +72,8 @@ class RunningController:
     def clean_up(self) -> None:
         if self.process.poll() is None:
             for process in self.processes():
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # its parent was faster
+                    process.kill()
         self.process.wait()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -87,7 +88,8 @@ class Hosts:
         """End a host as a power cut does: everything at once."""
         top = psutil.Process(self.controllers[host].pid)
         for process in [top, *top.children(recursive=True)]:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # its parent was faster
+                process.kill()
         self.controllers.pop(host).wait()
 
     def clean_up(self) -> None:
@@ -95,7 +97,8 @@ class Hosts:
             if process.poll() is None:
                 top = psutil.Process(process.pid)
                 for each in [top, *top.children(recursive=True)]:
-                    each.kill()
+                    with contextlib.suppress(psutil.NoSuchProcess):  # its parent was faster
+                        each.kill()
             process.wait()
 
 

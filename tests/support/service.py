@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -124,7 +125,8 @@ class RunningService:
             return
         left = self.processes() if self._process.poll() is None else []
         for process in left:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # its parent was faster
+                process.kill()
         self._process.wait()
         self._close()
 
