@@ -18,7 +18,7 @@ check: .venv/.development
 	$(BIN)/pytest tests/unit
 
 test: check
-	$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/benchmarks
+	$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/benchmarks -n 3 --dist loadfile
 
 bench: .venv/.development
 	$(BIN)/python -m tests.benchmarks $(ARGS)

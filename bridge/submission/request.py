@@ -35,7 +35,8 @@ class Submission(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_field
         Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)]
         | Literal["low", "normal", "high", "critical"],
         msgspec.Meta(
-            description="0 to 9, higher is sooner; low is 2, normal 5, high 7, critical 9."
+            description="0 to 9, higher is sooner; "
+            + ", ".join(f"{word} is {number}" for word, number in PRIORITY_WORDS.items())
         ),
     ] = PRIORITY_WORDS["normal"]
     timeout: Annotated[
