@@ -19,7 +19,9 @@ _SETTLED_SECONDS: Final = 5.0
 _LOOK_SECONDS: Final = 1.0
 #: Fewer slots are wanted only if that saves at least this share of them.
 _WORTHWHILE: Final = 0.1
-#: So many cool-downs count for a turn that saves little.
+#: A turn that saves less than this share, or less than a worker, saves little,
+_LITTLE: Final = 0.2
+#: and needs so many cool-downs.
 _PATIENCE: Final = 4
 
 
@@ -261,20 +263,27 @@ def _down_or_hold(
         smaller = _shrunk(size, past.peak(at, seconds), limits)
     if smaller.slots > size.slots * (1 - _WORTHWHILE):
         return _hold(size, f"{need.slots} of {size.slots} slots needed", seen, past)
-    begun = at if past.observed_since is None else past.observed_since
-    ripe = begun + seconds
-    if turns and past.turned_down_at is not None:
-        ripe = max(ripe, past.turned_down_at + limits.turn_seconds)
+    ripe = _ripe_at(turns, seconds, limits, past)
     if at < ripe:
         return _hold(size, f"{smaller} would do, if still so in {ripe - at:.0f} s", seen, past)
     reason = f"no more than {past.peak(at, seconds)} slots needed for {seconds:.0f} s"
     return _change(size, smaller, reason, seen, past)
 
 
+def _ripe_at(turns: bool, seconds: float, limits: Limits, past: Past) -> float:
+    """Return from when on slots may be given up that were not needed for `seconds`."""
+    ripe = [seconds + (past.observed_since or 0.0)]
+    if turns and past.changed_at is not None:
+        ripe.append(seconds + past.changed_at)
+    if turns and past.turned_down_at is not None:
+        ripe.append(limits.turn_seconds + past.turned_down_at)
+    return max(ripe)
+
+
 def _saves_little(size: Size, smaller: Size, limits: Limits) -> bool:
     least = limits.min_workers * limits.min_concurrent
     saved = size.slots - smaller.slots
-    return smaller.slots > least and saved < max(size.slots / 3, limits.max_concurrent)
+    return smaller.slots > least and saved < max(size.slots * _LITTLE, limits.max_concurrent)
 
 
 # -- the answer ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,8 @@ def needed_slot_seconds(found: Run) -> float:
     begun, ended = found.samples[0].at, found.samples[-1].at
     most, busy, at, total = WORKERS * CONCURRENCY, 0, begun, 0.0
     for when, change in [*changes, (ended, 0)]:
-        total += min(most, max(1.0, busy / THRESHOLD)) * max(0.0, min(when, ended) - at)
+        needed = min(most, max(1, math.ceil(busy / THRESHOLD)))
+        total += needed * max(0.0, min(when, ended) - at)
         busy, at = busy + change, max(at, when)
     return total
 

@@ -8,6 +8,7 @@ tasks once it has booted, and a slot that is given up finishes its task first.
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import math
 import random
@@ -15,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from bridge.records import QueueState
 from bridge.scaling.meter import Meter
@@ -78,9 +81,11 @@ class Outcome:
         same settings: the limits, and no more busy slots than the threshold allows.
         """
         most = limits.max_workers * limits.max_concurrent
-        return self._integral(
-            lambda _, busy: min(most, max(limits.min_workers, busy / limits.scale_threshold))
-        )
+
+        def needed(_: int, busy: int) -> int:
+            return min(most, max(limits.min_workers, math.ceil(busy / limits.scale_threshold)))
+
+        return self._integral(needed)
 
     def _integral(self, value: Callable[[int, int], float]) -> float:
         ends = [*(at for at, _, _ in self.curve[1:]), self.ended_seconds]
@@ -261,6 +266,20 @@ class Simulation:
 
 
 # -- the traces ------------------------------------------------------------------------------
+
+
+def fleet(workers: int) -> Limits:
+    """Return the limits of a fleet of up to `workers`."""
+    return msgspec.structs.replace(LIMITS, max_workers=workers)
+
+
+def for_fleet(trace: Trace, workers: int) -> Trace:
+    """Return a trace made for the full fleet, scaled to one of up to `workers`."""
+    share = workers / LIMITS.max_workers
+    return dataclasses.replace(
+        trace, rate=lambda at: share * trace.rate(at), highest_rate=share * trace.highest_rate
+    )
+
 
 #: What one worker can do with all its slots, with tasks of 200 ms.
 ONE_WORKER_RATE: Final = LIMITS.max_concurrent / 0.2

@@ -8,21 +8,33 @@ import time
 import pytest
 
 from bridge.scaling import Direction, Size
-from tests.support.simulator import LIMITS, STEP_SECONDS, TRACES, Outcome, Simulation
+from tests.support.simulator import (
+    LIMITS,
+    STEP_SECONDS,
+    TRACES,
+    Outcome,
+    Simulation,
+    fleet,
+    for_fleet,
+)
 
 FULL = Size(LIMITS.max_workers, LIMITS.max_concurrent)
 SEEDS = (1, 2, 3)
+#: workers at most
+FLEETS = (10, 5)
 
 
 @functools.cache
-def scaled(name: str, seed: int = 1) -> Outcome:
-    return Simulation(TRACES[name], seed=seed).run()
+def scaled(name: str, seed: int = 1, workers: int = LIMITS.max_workers) -> Outcome:
+    return Simulation(for_fleet(TRACES[name], workers), fleet(workers), seed=seed).run()
 
 
 @functools.cache
-def at_full_size(name: str, seed: int = 1) -> Outcome:
+def at_full_size(name: str, seed: int = 1, workers: int = LIMITS.max_workers) -> Outcome:
     """Run a trace with all slots from the start."""
-    return Simulation(TRACES[name], fixed=FULL, seed=seed).run()
+    full = Size(workers, LIMITS.max_concurrent)
+    trace = for_fleet(TRACES[name], workers)
+    return Simulation(trace, fleet(workers), fixed=full, seed=seed).run()
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -38,20 +50,22 @@ def test_step_fills_pools_then_workers(seed: int) -> None:
     assert workers <= 10
 
 
+@pytest.mark.parametrize("workers", FLEETS)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", TRACES)
-def test_costs_little_more_than_foresight(name: str, seed: int) -> None:
+def test_costs_little_more_than_foresight(name: str, seed: int, workers: int) -> None:
     """Slot-seconds are at most 1.25 times those of a scaler that knows the future."""
-    outcome = scaled(name, seed)
-    needed = at_full_size(name, seed).needed_slot_seconds(LIMITS)
+    outcome = scaled(name, seed, workers)
+    needed = at_full_size(name, seed, workers).needed_slot_seconds(fleet(workers))
     assert outcome.slot_seconds() <= 1.25 * needed
 
 
+@pytest.mark.parametrize("workers", FLEETS)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", TRACES)
-def test_turns_at_most_once_a_minute(name: str, seed: int) -> None:
+def test_turns_at_most_once_a_minute(name: str, seed: int, workers: int) -> None:
     """Growing and shrinking alternate at most five times in five minutes."""
-    assert len(scaled(name, seed).reversals()) <= 5
+    assert len(scaled(name, seed, workers).reversals()) <= 5
 
 
 @pytest.mark.parametrize("name", TRACES)
