@@ -12,7 +12,6 @@ from itertools import islice
 from typing import Any, Final
 
 from celery import signals
-from kombu.asynchronous import get_event_loop
 from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
 #: What billiard's own warm shutdown writes to a child: it leaves once it has read all before.
@@ -68,8 +67,10 @@ class PreforkSize:
     Not thread-safe: everything runs on the worker's event loop, as the pool itself does.
     """
 
-    def __init__(self, task_pool: Any) -> None:
+    def __init__(self, task_pool: Any, hub: Any) -> None:
         self._task_pool = task_pool
+        # Held, not looked up: after a lost connection kombu's current loop is None.
+        self._hub = hub
         self._children: set[Any] = set()
         self._leaving: set[Any] = set()
         self._reaping = False
@@ -118,7 +119,7 @@ class PreforkSize:
                 self._dismiss(pool, child)
         if not self._reaping and any(child._sentinel_poll is None for child in children):
             self._reaping = True
-            get_event_loop().call_later(_REAP_SECONDS, self._reap, pool)
+            self._hub.call_later(_REAP_SECONDS, self._reap, pool)
 
     def _reap(self, pool: Any) -> None:
         """Look again for a child whose end was noticed a moment before it could be waited for.

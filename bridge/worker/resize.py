@@ -87,7 +87,7 @@ class Resizing(bootsteps.StartStopStep):
         if getattr(pool, "is_green", False):
             worker.pool_size = GreenSize(pool)
         elif isinstance(worker.semaphore, Slots) and pool.uses_semaphore:
-            worker.pool_size = PreforkSize(pool)
+            worker.pool_size = PreforkSize(pool, worker.hub)
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
         if worker.pool_size is not None:

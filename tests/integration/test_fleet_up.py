@@ -23,7 +23,11 @@ def service(tmp_path: Path) -> Iterator[RunningService]:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; a zombie only waits for whoever adopted it."""
+    """Those that still run; a zombie only waits for whoever adopted it.
+
+    The kernel ends the children of a killed worker: a moment later, and nobody waits for them.
+    """
+    psutil.wait_procs(processes, timeout=3)
     return [
         process
         for process in processes
