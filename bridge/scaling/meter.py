@@ -21,6 +21,8 @@ _RECENT_SECONDS: Final = 1.5
 _SIGNIFICANT: Final = 4.0
 #: The mean service time is that of the tasks which finished within this long.
 _SERVICE_SECONDS: Final = 30.0
+#: A busy machine tells of a task's end so late; until then it only looks longer than others.
+_LATE_SECONDS: Final = 2.0
 #: After a longer silence earlier counts say nothing about the present.
 _GAP_SECONDS: Final = 10.0
 
@@ -127,5 +129,7 @@ class Meter:
             self._service_seconds = (reading.duration_seconds - services[0][2]) / succeeded
         elif self._service_seconds is None and reading.succeeded:
             self._service_seconds = reading.duration_seconds / reading.succeeded
-        known = [s for s in (self._service_seconds, reading.running_seconds) if s is not None]
-        return max(0.0, *known) if known else None
+        mean, running = self._service_seconds, reading.running_seconds
+        if running is None or (mean is not None and running <= mean + _LATE_SECONDS):
+            return mean
+        return running

@@ -104,10 +104,17 @@ def test_first_service_time_is_the_mean_of_all_time() -> None:
 
 
 def test_running_tasks_tell_that_tasks_got_longer() -> None:
-    """The middle running task counts as soon as it is older than the mean."""
+    """The middle running task counts as soon as it is clearly older than the mean."""
     before = reading(0, succeeded=50, duration=10.0)
     after = reading(9, succeeded=50, duration=10.0, running=9.0, busy=3)
     assert measured(before, after).service_seconds == pytest.approx(9.0)
+
+
+def test_late_event_makes_no_long_task() -> None:
+    """A task whose end is told a second late does not count as one of a second."""
+    before = reading(0, succeeded=50, duration=10.0)
+    after = reading(1, succeeded=50, duration=10.0, running=1.0, busy=1)
+    assert measured(before, after).service_seconds == pytest.approx(0.2)
 
 
 def test_stall_is_waiting_without_any_movement() -> None:
