@@ -189,14 +189,23 @@ class Controller:
 
     async def _leave(self, deciding: asyncio.Event, hurry: asyncio.Event) -> None:
         deciding.set()
-        await self._commands.finish()
-        await self._keeper.leave()
+        # Who is in a hurry may have ended NATS already: the workers must not wait for it then.
+        good_bye = asyncio.create_task(self._say_good_bye())
+        hurrying = asyncio.create_task(hurry.wait())
+        await asyncio.wait({good_bye, hurrying}, return_when=asyncio.FIRST_COMPLETED)
         await self._stop_fleet(hurry)
+        hurrying.cancel()
+        await good_bye
         try:
             await self._placement.forget()
         except (NatsConnectionError, NotLeading) as error:
             log.warning("target not taken back", reason=str(error))
         await self._keeper.finish()
+
+    async def _say_good_bye(self) -> None:
+        """Finish what was asked of this host, and tell the others that it leaves."""
+        await self._commands.finish()
+        await self._keeper.leave()
 
     async def _stop_fleet(self, hurry: asyncio.Event) -> None:
         hurrying = asyncio.create_task(hurry.wait())

@@ -27,7 +27,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
     The kernel ends the children of a killed worker: a moment later, and nobody waits for them.
     """
-    psutil.wait_procs(processes, timeout=3)
+    psutil.wait_procs(processes, timeout=1)
     return [
         process
         for process in processes
