@@ -141,6 +141,8 @@ ENDPOINTS: Final = (
         tag="workers",
         data=WorkerState,
         parameters=(_WORKER_ID,),
+        # Of the address `scaling`, which this pattern covers too.
+        refusals=(503,),
     ),
     Endpoint(
         method="post",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jsonschema_rs
 import msgspec
 
-from bridge.errors import InvalidTaskData, ServiceUnavailable
+from bridge.errors import InvalidTaskData, NatsConnectionError, ServiceUnavailable
 from bridge.records import WORKER_TTL_SECONDS, TaskType, WorkerRecord
 
 _SHOWN_FAULTS = 3
@@ -81,6 +81,9 @@ class WorkersView(Protocol):
     @property
     def values(self) -> Mapping[str, LiveWorker]: ...
 
+    @property
+    def connected(self) -> bool: ...
+
 
 class TaskTypes:
     """Looks up task types among the workers that are alive.
@@ -108,12 +111,15 @@ class TaskTypes:
         Raises:
             InvalidTaskData: no worker knows it.
             ServiceUnavailable: no worker is alive, or none of those that knew it.
+            NatsConnectionError: NATS is away, so nothing is known of the workers.
         """
         live = self.live_workers()
         candidates = [each for each in live if name in each.types]
         if candidates:
             self._known.add(name)
             return max(candidates, key=lambda each: each.record.started_epoch).types[name]
+        if not self._workers.connected:
+            raise NatsConnectionError("NATS cannot be reached. Try again when it is back.")
         if not live:
             raise ServiceUnavailable(
                 "No worker is running. Start one (python -m bridge controller, or celery worker)."

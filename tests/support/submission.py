@@ -49,6 +49,7 @@ class MemoryView:
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
+        self.connected = True
 
 
 class Room:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bridge.errors import InvalidTaskData, ServiceUnavailable
+from bridge.errors import InvalidTaskData, NatsConnectionError, ServiceUnavailable
 from bridge.records import WORKER_TTL_SECONDS, TaskType, WorkerRecord
 from bridge.submission.registry import AnnouncedType, LiveWorker, TaskTypes
 
@@ -28,6 +28,7 @@ class MemoryWorkers:
 
     def __init__(self, *workers: LiveWorker) -> None:
         self.values = {each.record.hostname: each for each in workers}
+        self.connected = True
 
 
 def _worker(hostname: str, *types: str, age: float = 0.0, queue: str = "celery") -> LiveWorker:
@@ -116,3 +117,12 @@ def test_unusable_schema_is_the_workers_fault(schema: dict[str, Any]) -> None:
 
     with pytest.raises(ServiceUnavailable, match="JSON Schema of task type 't'"):
         announced.check({})
+
+
+def test_without_nats_nothing_is_said_of_workers() -> None:
+    """Announcements run out during an outage; that is no sign that the workers are gone."""
+    workers = MemoryWorkers(_worker("w", "add", age=WORKER_TTL_SECONDS + 1))
+    workers.connected = False
+
+    with pytest.raises(NatsConnectionError):
+        _types(workers).lookup("add")
