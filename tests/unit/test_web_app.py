@@ -78,11 +78,11 @@ def test_not_ready_without_nats(client: FlaskClient) -> None:
     assert response.headers["Retry-After"] == "2"
 
 
-def test_submission_without_workers_is_unavailable(client: FlaskClient) -> None:
-    """A good request with no worker to run it is 503."""
+def test_submission_without_nats_names_nats(client: FlaskClient) -> None:
+    """A good request is 503 while NATS is away, and says so."""
     response = client.post(SUBMIT, json={"task_type": "test", "task_data": {}})
 
-    assert (response.status_code, _failure(response).error_code) == (503, "SERVICE_UNAVAILABLE")
+    assert (response.status_code, _failure(response).error_code) == (503, "NATS_CONNECTION_ERROR")
 
 
 @pytest.mark.parametrize(
