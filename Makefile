@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+SLOW_TESTS := tests/contract tests/integration tests/acceptance
 
 .PHONY: run setup test check bench compat clean
 
@@ -18,7 +19,8 @@ check: .venv/.development
 	$(BIN)/pytest tests/unit
 
 test: check
-	$(BIN)/pytest tests --ignore=tests/unit --ignore=tests/benchmarks -n 3 --dist loadfile
+	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 2 --dist loadfile
+	$(BIN)/pytest $(SLOW_TESTS) -m alone
 
 bench: .venv/.development
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -14,6 +14,8 @@ import pytest
 
 from tests.support.service import RunningService
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[RunningService]:

@@ -238,6 +238,8 @@ def test_apply_of_a_failing_task_returns_the_traceback(flower: Flower) -> None:
 def test_send_task_and_fetch_its_result(flower: Flower) -> None:
     """A task sent by name alone runs; its result is fetched afterwards."""
     task_id = flower.post(f"/api/task/send-task/{_APP}.add", {"args": [2, 3]}).json()["task-id"]
+    # Flower notes the state first and waits for the result then.
+    flower.wait_for(task_id, "SUCCESS")
 
     answer = flower.get(f"/api/task/result/{task_id}", timeout=10)
 
