@@ -40,12 +40,13 @@ def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-def _path(name: str, description: str) -> dict[str, Any]:
+def _path(name: str, description: str, taken: tuple[str, ...]) -> dict[str, Any]:
+    """A path parameter; `taken` are the words that are addresses of their own there."""
     return {
         "name": name,
         "in": "path",
         "required": True,
-        "schema": {"type": "string", "minLength": 1},
+        "schema": {"type": "string", "minLength": 1, "not": {"enum": list(taken)}},
         "description": description,
     }
 
@@ -67,8 +68,10 @@ _IDEMPOTENCY = {
     },
     "description": "The same key with the same body submits one task only, for at least 24 hours.",
 }
-_TASK_ID = _path("task_id", "As the submission answered it.")
-_WORKER_ID = _path("worker_id", "As GET /api/v1/workers lists it.")
+_TASK_ID = _path("task_id", "As the submission answered it.", ("submit", "types", "stats"))
+_WORKER_ID = _path(
+    "worker_id", "As GET /api/v1/workers lists it.", ("status", "stats", "scale", "scaling")
+)
 
 ENDPOINTS: Final = (
     Endpoint(
@@ -141,8 +144,6 @@ ENDPOINTS: Final = (
         tag="workers",
         data=WorkerState,
         parameters=(_WORKER_ID,),
-        # Of the address `scaling`, which this pattern covers too.
-        refusals=(503,),
     ),
     Endpoint(
         method="post",
