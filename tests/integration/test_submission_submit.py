@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
-import psutil
 import pytest
 
 from bridge.errors import InvalidParameters, InvalidTaskData, NatsConnectionError
@@ -28,15 +25,6 @@ def room(nats_server: NatsServer) -> Iterator[Room]:
 
 def _submission(message: str = "hello", **fields: object) -> Submission:
     return Submission(task_type="test", task_data={"message": message}, **fields)  # type: ignore[arg-type]
-
-
-def _stop(pid: int) -> None:
-    """Stop a process and return once it stands still."""
-    os.kill(pid, signal.SIGSTOP)
-    process = psutil.Process(pid)
-    deadline = time.monotonic() + 10
-    while process.status() != psutil.STATUS_STOPPED:
-        assert time.monotonic() < deadline, "the server did not stop"
 
 
 def test_answer_means_stored(room: Room) -> None:
@@ -213,7 +201,6 @@ def test_dead_server_is_told_at_once_and_nothing_comes_later(
 def test_silent_server_is_told_in_time_to_all(room: Room, nats_server: NatsServer) -> None:
     """While the server hangs, everyone is answered in two seconds, also who waits for a turn."""
     room.submitter.submit(_submission())
-    _stop(nats_server.pid)
 
     def submit(_: int) -> float:
         started = time.monotonic()
@@ -221,11 +208,8 @@ def test_silent_server_is_told_in_time_to_all(room: Room, nats_server: NatsServe
             room.submitter.submit(_submission())
         return time.monotonic() - started
 
-    try:
-        with ThreadPoolExecutor(8) as threads:
-            slowest = max(threads.map(submit, range(8)))
-    finally:
-        os.kill(nats_server.pid, signal.SIGCONT)
+    with nats_server.frozen(), ThreadPoolExecutor(8) as threads:
+        slowest = max(threads.map(submit, range(8)))
 
     assert slowest < 2
     assert room.submitter.submit(_submission()).state == "QUEUED"

@@ -293,14 +293,11 @@ def test_frozen_server_is_noticed(nats_server: NatsServer, name: str) -> None:
     """A request to a server that does not answer ends with an error and not in a hang."""
     with Connection(nats_server.url, transport_options={"timeout": 1}) as connection:
         send(connection, Queue(name), 1)
-        os.kill(nats_server.pid, signal.SIGSTOP)
-        try:
+        with nats_server.frozen():
             started = time.monotonic()
             with pytest.raises(connection.connection_errors):
                 send(connection, Queue(name), 2)
             assert time.monotonic() - started < 5
-        finally:
-            os.kill(nats_server.pid, signal.SIGCONT)
 
 
 def test_transport_is_known_without_importing_the_bridge(shared_nats: NatsServer) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import threading
 import time
@@ -213,12 +212,8 @@ def test_server_that_falls_silent_is_noticed(nats_server: NatsServer) -> None:
     """A half-open connection is closed once pings go unanswered, though no packet says so."""
     with connected(nats_server.url) as connection:
         connection.flush()
-        os.kill(nats_server.pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(NatsConnectionError, match="no sign of life"):
-                _keep_until_broken(connection, silence_seconds=0.2)
-        finally:
-            os.kill(nats_server.pid, signal.SIGCONT)
+        with nats_server.frozen(), pytest.raises(NatsConnectionError, match="no sign of life"):
+            _keep_until_broken(connection, silence_seconds=0.2)
         assert not connection.connected
 
 

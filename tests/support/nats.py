@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from bridge.server import ServerConfig, find_binary
 
@@ -97,6 +103,22 @@ class NatsServer:
         if self._process is not None and self._process.stderr is not None:
             self._process.kill()
             self._end(self._process.stderr)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Keep the server stopped (SIGSTOP): its connections stay open, nobody answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            # The signal reaches its threads one by one, and each may still answer a request.
+            deadline = time.monotonic() + _STOP_TIMEOUT_SECONDS
+            while not all(
+                psutil.Process(thread.id).status() == psutil.STATUS_STOPPED
+                for thread in psutil.Process(self.pid).threads()
+            ):
+                assert time.monotonic() < deadline, "the server did not stand still"
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
 
     def restart(self) -> None:
         """Start again on the same port and store, after `stop` or `kill` or instead of them."""
