@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from bridge.errors import NatsConnectionError
 from bridge.wire import wait
 
-#: More than a TLS record, so that nothing stays behind in OpenSSL where poll() cannot see it.
-_READ_BYTES = 256 * 1024
+#: More than a TLS record, so that nothing stays behind in OpenSSL where poll() cannot see it; less
+#: than what malloc maps anew for every call (128 KiB), which took longer than the rest of a read.
+_READ_BYTES = 64 * 1024
 _WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
