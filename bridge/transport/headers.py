@@ -75,11 +75,22 @@ _REMEMBERED_CHARACTERS = 64
 
 def encode_value(value: Any) -> str:
     """Return a header value that `decode_value` turns back into `value`."""
-    if isinstance(value, str) and _PLAIN_TEXT.fullmatch(value) and decode_value(value) is value:
-        return value
+    if isinstance(value, str):
+        return _encode_known(value) if len(value) <= _REMEMBERED_CHARACTERS else _encode_text(value)
     # kombu's encoder knows more types and is made anew for every call.
-    text: str = json.dumps(value) if type(value) in _SCALARS else dumps(value)
+    text: str = _encode_known(value) if type(value) in _SCALARS else dumps(value)
     return text
+
+
+def _encode_text(value: str) -> str:
+    if _PLAIN_TEXT.fullmatch(value) and decode_value(value) is value:
+        return value
+    return json.dumps(value)
+
+
+@lru_cache(maxsize=1024, typed=True)  # 1, 1.0 and True are equal and written differently
+def _encode_known(value: Any) -> str:
+    return _encode_text(value) if isinstance(value, str) else json.dumps(value)
 
 
 def decode_value(text: str) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -257,12 +258,17 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     """
     lines = ["NATS/1.0"]
     for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name):
-            raise ValueError(f"not a NATS header name: {name!r}")
+        _check_header_name(name)
         if _BAD_VALUE.search(value):
             raise ValueError(f"not a NATS header value: {name}: {value!r}")
         lines.append(f"{name}: {value}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+@lru_cache(maxsize=1024)  # the same few come with every message
+def _check_header_name(name: str) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f"not a NATS header name: {name!r}")
 
 
 def decode_headers(raw: bytes) -> tuple[int | None, str, dict[str, str]]:
