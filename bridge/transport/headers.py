@@ -68,6 +68,8 @@ DELIVERY_COUNT = "x-delivery-count"
 _PLAIN_TEXT = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
 _CONSTANTS = frozenset({"true", "false", "null", "NaN", "Infinity", "-Infinity"})
+#: First characters of JSON; most headers are told from it by their first.
+_JSON_STARTS = frozenset('{["-0123456789tfnNI')
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 #: Longer scalars are not remembered: they hardly come twice.
 _REMEMBERED_CHARACTERS = 64
@@ -96,6 +98,8 @@ def _encode_known(value: Any) -> str:
 def decode_value(text: str) -> Any:
     """Return the value of a header; text that is not JSON is itself."""
     first = text[:1]
+    if first not in _JSON_STARTS:
+        return text
     if first in {"{", "["}:
         return _decode_json(text)
     # No number: learning of an id from an exception that it is none takes long.
@@ -121,8 +125,12 @@ def _field_of(name: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _name_of(field: str) -> str:
-    return unescape(field.removeprefix(APPLICATION_PREFIX))
+def _name_of(field: str) -> tuple[str, bool] | None:
+    """Return what a NATS header is called in Celery, and whether that is a property there."""
+    if field.startswith(APPLICATION_PREFIX):
+        return unescape(field.removeprefix(APPLICATION_PREFIX)), False
+    name = _HEADER_PROPERTIES.get(field)
+    return None if name is None else (name, True)
 
 
 def encode_message(
@@ -156,13 +164,11 @@ def decode_message(fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str,
     headers: dict[str, Any] = {}
     properties: dict[str, Any] = dict(_PROPERTY_DEFAULTS)
     for field, text in fields.items():
-        if field.startswith(APPLICATION_PREFIX):
-            headers[_name_of(field)] = decode_value(text)
-        elif field in _HEADER_PROPERTIES:
-            properties[_HEADER_PROPERTIES[field]] = decode_value(text)
-    for name, value in _defaults_for(headers).items():
-        headers.setdefault(name, value)
-    return headers, properties
+        known = _name_of(field)
+        if known is not None:
+            name, is_property = known
+            (properties if is_property else headers)[name] = decode_value(text)
+    return {**_defaults_for(headers), **headers}, properties
 
 
 def _defaults_for(headers: Mapping[str, Any]) -> dict[str, Any]:

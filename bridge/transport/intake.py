@@ -33,8 +33,9 @@ class Intake:
 
     def hold(self, delivery_tag: int, delivery: Delivery, consumer_tag: str) -> None:
         """Keep a delivery ours until it is settled."""
+        if not self._unacked:
+            self._connection.keeper.start()
         self._unacked[delivery_tag] = (delivery, consumer_tag)
-        self._connection.keeper.start()
 
     def subjects(self) -> list[str]:
         """Return the ack subjects of all that is held. Any thread."""

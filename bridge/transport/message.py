@@ -23,7 +23,7 @@ def level_of(priority: int | None) -> int:
 class RawMessage:
     """A message as a channel hands it to kombu's consumers; `delivery` is None on core NATS."""
 
-    __slots__ = ("consumer_tag", "delivery", "delivery_tag", "queue", "wire")
+    __slots__ = ("_decoded", "consumer_tag", "delivery", "delivery_tag", "queue", "wire")
 
     def __init__(
         self,
@@ -38,21 +38,25 @@ class RawMessage:
         self.delivery = delivery
         self.delivery_tag = delivery_tag
         self.consumer_tag = consumer_tag
+        self._decoded: tuple[dict[str, Any], dict[str, Any], bytes] | None = None
 
-
-def decoded(raw: RawMessage) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Return headers, properties and body. Raises MalformedMessage."""
-    fields, payload, delivery = raw.wire.headers, raw.wire.payload, raw.delivery
-    if delivery is None or not bare.is_bare(fields):
-        return *decode_message(fields), payload
-    return bare.complete(fields, payload, f"{delivery.stream}:{delivery.stream_seq}")
+    def decoded(self) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+        """Return headers, properties and body. Raises MalformedMessage."""
+        if self._decoded is None:
+            fields, payload, delivery = self.wire.headers, self.wire.payload, self.delivery
+            if delivery is None or not bare.is_bare(fields):
+                self._decoded = *decode_message(fields), payload
+            else:
+                sequence = f"{delivery.stream}:{delivery.stream_seq}"
+                self._decoded = bare.complete(fields, payload, sequence)
+        return self._decoded
 
 
 class Message(base.Message):
     """kombu's message, filled from NATS headers."""
 
     def __init__(self, raw: RawMessage, channel: Any) -> None:
-        headers, properties, body = decoded(raw)
+        headers, properties, body = raw.decoded()
         num_delivered = 1 if raw.delivery is None else raw.delivery.num_delivered
         info = {
             "exchange": properties.pop("exchange", ""),
