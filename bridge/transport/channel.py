@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from itertools import count
 from typing import Any
 
@@ -13,18 +12,19 @@ from amqp.protocol import queue_declare_ok_t
 from kombu.transport import base
 
 from bridge.names import MAX_PRIORITY
-from bridge.transport import delay
 from bridge.transport.bare import MalformedMessage
+from bridge.transport.batch import PublishBatch
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.exchange import Binding, table_rows
 from bridge.transport.headers import encode_message
 from bridge.transport.intake import ACK, NAK, TERM, Intake
-from bridge.transport.message import Message, RawMessage, decoded, level_of
+from bridge.transport.message import Message, RawMessage
+from bridge.transport.outgoing import addressed, ttl_seconds
 from bridge.transport.pull import Delivery
 from bridge.transport.transient import TransientQueue, expiry_headers, priority_of
 from bridge.wire import Message as WireMessage
+from bridge.wire.connection import Outgoing
 from bridge.wire.jetstream import JetStreamError
-from bridge.wire.kv import ttl_headers
 
 #: Control traffic overtakes tasks that wait in this process.
 _TRANSIENT_PRIORITY = MAX_PRIORITY + 1
@@ -216,21 +216,37 @@ class Channel(base.StdChannel):
         A message that belongs to no queue is dropped, as AMQP drops it. Raises
         bridge.wire.PayloadTooLarge, JetStreamError, NatsConnectionError.
         """
+        durable, transient = self.outgoing(message, exchange, routing_key)
+        for outgoing in durable:
+            self.connection.js.publish(*outgoing)
+        if transient is not None:
+            self.connection.wire.publish(*transient)
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """Return what kombu publishes through within `Producer.batch()`."""
+        return PublishBatch(self, max_size)
+
+    def outgoing(
+        self,
+        message: tuple[str | bytes, Mapping[str, Any], Mapping[str, Any]],
+        exchange: str = "",
+        routing_key: str | None = "",
+    ) -> tuple[list[Outgoing], Outgoing | None]:
+        """Return a message as it goes to JetStream, once a durable queue, and to core NATS."""
         body, headers, properties = message
         routing_key = routing_key or ""
+        names = self.connection.names
         if not exchange and self._is_durable(routing_key):
             fields, payload = encode_message(body, headers=headers, properties=properties)
-            self._store(routing_key, headers, properties, fields, payload)
-            return
+            return [addressed(names, routing_key, headers, properties, fields, payload)], None
         properties = {**properties, "exchange": exchange, "routing_key": routing_key}
         fields, payload = encode_message(body, headers=headers, properties=properties)
-        if exchange:
-            for queue in self.connection.bindings.queues_for(exchange, routing_key):
-                self._store(queue, headers, properties, fields, payload)
-        fields |= expiry_headers(_ttl_seconds(properties.get("expiration")))
-        self.connection.wire.publish(
-            self.connection.names.exchange_subject(exchange, routing_key), payload, fields
-        )
+        queues = self.connection.bindings.queues_for(exchange, routing_key) if exchange else set()
+        durable = [
+            addressed(names, queue, headers, properties, fields, payload) for queue in queues
+        ]
+        fields |= expiry_headers(ttl_seconds(properties.get("expiration")))
+        return durable, (names.exchange_subject(exchange, routing_key), payload, fields)
 
     def _is_durable(self, queue: str) -> bool:
         if queue in self.connection.durable_queues:
@@ -241,27 +257,6 @@ class Channel(base.StdChannel):
             return False
         self.connection.durable_queues.add(queue)
         return True
-
-    def _store(
-        self,
-        queue: str,
-        headers: Mapping[str, Any],
-        properties: Properties,
-        fields: dict[str, str],
-        payload: bytes,
-    ) -> None:
-        names = self.connection.names
-        subject = names.task_subject(queue, level_of(properties.get("priority")))
-        due = delay.due_time(headers, datetime.now(UTC)) if "task" in headers else None
-        ttl = ttl_headers(_ttl_seconds(properties.get("expiration")))
-        if due is not None:
-            fields = {**fields, **delay.schedule_headers(due, subject)}
-            if ttl:
-                fields["Nats-Schedule-TTL"] = ttl["Nats-TTL"]
-            subject = names.schedule_subject(queue, str(headers.get("id", "")), delay.nonce())
-        else:
-            fields = {**fields, **ttl}
-        self.connection.js.publish(subject, payload, fields)
 
     # -- consuming ---------------------------------------------------------------------
 
@@ -320,7 +315,7 @@ class Channel(base.StdChannel):
         """True when a message cannot be done and is now a dead letter."""
         dead = self.connection.dead
         try:
-            headers, _, _ = decoded(raw)
+            headers, _, _ = raw.decoded()
         except (MalformedMessage, ValueError) as error:
             headers, reason = None, str(error)
         else:
@@ -392,8 +387,3 @@ class Channel(base.StdChannel):
     def basic_recover(self, requeue: bool = True) -> None:
         """Give back everything unacknowledged; it comes again, here or elsewhere."""
         self._intake.give_back()
-
-
-def _ttl_seconds(expiration: str | float | None) -> float | None:
-    # kombu turns seconds into AMQP's string of milliseconds.
-    return None if expiration is None else int(expiration) / 1000

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from bridge.names import Names
 from bridge.transport import delay
-from bridge.transport.channel import level_of
 from bridge.transport.exchange import Binding, key_matches, table_rows
+from bridge.transport.message import level_of
 from bridge.transport.pull import Delivery
 from bridge.wire import Message
 
