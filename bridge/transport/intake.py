@@ -54,6 +54,8 @@ class Intake:
             take(delivery)
             return True
 
+        # At once: a half-open connection must be noticed also where no message ever comes.
+        self._connection.keeper.start()
         self._pulls[consumer_tag] = QueuePull(
             self._connection.wire,
             self._connection.names,

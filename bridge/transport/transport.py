@@ -24,7 +24,8 @@ Transport Options
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from amqp.exceptions import ChannelError
 from kombu.transport import base
@@ -58,6 +59,10 @@ class Transport(base.Transport):
     recoverable_connection_errors = (NatsConnectionError, OSError)
     recoverable_channel_errors = ()
 
+    #: Called after each failure to connect. What one raises ends retries of kombu's that have no
+    #: end of their own.
+    on_connect_failure: ClassVar[list[Callable[[], None]]] = []
+
     implements = base.Transport.implements.extend(
         asynchronous=True,
         batch_publish=True,
@@ -81,6 +86,14 @@ class Transport(base.Transport):
 
     def establish_connection(self) -> BrokerConnection:
         """Connect and make sure the streams are there. Raises NatsConnectionError."""
+        try:
+            return self._connected()
+        except NatsConnectionError:
+            for call in self.on_connect_failure:
+                call()
+            raise
+
+    def _connected(self) -> BrokerConnection:
         client, options = self.client, self.client.transport_options or {}
         connection = BrokerConnection(
             self.connect_options(),

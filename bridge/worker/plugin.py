@@ -17,7 +17,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
-from bridge.worker import resize, scheduled
+from bridge.worker import outage, resize, scheduled
 from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
@@ -25,6 +25,8 @@ from bridge.worker.tombstones import Tombstones
 #: Set by whoever collects our log lines.
 LOG_FORMAT_VARIABLE = "BRIDGE_LOG_FORMAT"
 WORKER_ID_VARIABLE = "BRIDGE_WORKER_ID"
+#: As long as a worker of the fleet itself has to show that it is alive
+_CHILD_START_SECONDS = 30.0
 
 
 @click.group()
@@ -62,8 +64,14 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     if WORKER_ID_VARIABLE in os.environ:
         # REST tasks have a priority: what they start in turn must not wait behind all new ones.
         app.conf.task_inherit_parent_priority = True
+        # Celery kills a pool process that is not up within 4 s, and starts the next, which is no
+        # faster. Where many workers start at once, or the app is large, that goes on for ever.
+        app.conf.worker_proc_alive_timeout = max(
+            app.conf.worker_proc_alive_timeout, _CHILD_START_SECONDS
+        )
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
     resize.install(app)
+    outage.install(instance)
 
 
 def _on_import_modules(sender: Any, **_: Any) -> None:

@@ -1,0 +1,93 @@
+"""A worker without NATS: finds it again soon, stops when told to, ends where the login is wrong."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import celery.worker.consumer
+from celery import bootsteps
+from celery._state import get_current_worker_task
+from celery.exceptions import WorkerShutdown
+from celery.worker import state
+
+from bridge.errors import NatsAuthError
+from bridge.transport import Transport
+
+logger = logging.getLogger("nats")
+
+#: Seconds between two tries to connect grow by one, up to a time in this range; it differs from
+#: worker to worker, so that a fleet does not come back in one instant.
+_LONGEST_PAUSES: Final = (2.0, 3.0)
+#: Celery's own pauses grow to 30 s: its hundred tries take three quarters of an hour, as these do.
+_CELERY_MAX_RETRIES: Final = 100
+_MAX_RETRIES: Final = 1000
+_CELERY_CONSUMER: Final = "celery.worker.consumer:Consumer"
+
+
+class Consumer(celery.worker.consumer.Consumer):
+    """Celery's consumer, which connects again within three seconds of its server's return."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Connect and return `conn`.
+
+        Raises WorkerShutdown when the login is refused and never was good: nothing but a
+        correction will help. One that was good before may be again (a change under way), and
+        tasks may be running, so it is tried on.
+        """
+        ensure = conn.ensure_connection
+
+        def ensure_soon(
+            on_error: Callable[[Exception, float], None], max_retries: int, **options: Any
+        ) -> Any:
+            def on_error_here(error: Exception, pause: float) -> None:
+                # Without a pause another server of the list comes next.
+                if pause and self.first_connection_attempt and isinstance(error, NatsAuthError):
+                    logger.critical("%s. This worker ends.", error)
+                    raise WorkerShutdown(os.EX_CONFIG)
+                on_error(error, pause)
+
+            return ensure(
+                on_error_here,
+                max_retries,
+                interval_start=1,
+                interval_step=1,
+                interval_max=random.uniform(*_LONGEST_PAUSES),  # noqa: S311 - spreads load
+                **options,
+            )
+
+        conn.ensure_connection = ensure_soon
+        try:
+            return super().ensure_connected(conn)
+        finally:
+            del conn.ensure_connection
+
+
+def install(worker: Any) -> None:
+    """Prepare the worker that is about to start in this process."""
+    conf = worker.app.conf
+    if conf.worker_consumer == _CELERY_CONSUMER:
+        conf.worker_consumer = f"{Consumer.__module__}:{Consumer.__qualname__}"
+    if conf.broker_connection_max_retries == _CELERY_MAX_RETRIES:
+        conf.broker_connection_max_retries = _MAX_RETRIES
+    pid = os.getpid()
+
+    def end_if_told() -> None:
+        """Raise WorkerShutdown where a signal asked for it and only kombu's retry is in the way.
+
+        kombu sends heartbeats and the answers to control commands again and again, without end
+        and on the worker's event loop, which then sees no signal.
+        """
+        on_event_loop = (
+            os.getpid() == pid
+            and threading.current_thread() is threading.main_thread()
+            and get_current_worker_task() is None
+        )
+        if on_event_loop and worker.blueprint.state == bootsteps.RUN:
+            state.maybe_shutdown()
+
+    Transport.on_connect_failure.append(end_if_told)

@@ -1,0 +1,75 @@
+"""The network between a real worker and its server fails; the server notices nothing of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from bridge.transport.keeper import SILENCE_SECONDS
+from tests.support.celery_client import close_app, make_app
+from tests.support.nats import NatsServer
+from tests.support.proxy import Proxy
+from tests.support.recovery import (
+    ACK_WAIT_SECONDS,
+    BACK_SECONDS,
+    IN_FLIGHT,
+    Notebook,
+    worker_on,
+)
+
+
+@pytest.fixture
+def app(nats_server: NatsServer) -> Iterator[Celery]:
+    """A client that talks to the server directly."""
+    app = make_app(nats_server.url, task_default_queue="foreign")
+    yield app
+    close_app(app)
+
+
+@pytest.fixture
+def proxy(nats_server: NatsServer) -> Iterator[Proxy]:
+    with Proxy(nats_server.port) as proxy:
+        yield proxy
+
+
+def test_connections_reset(app: Celery, proxy: Proxy, tmp_path: Path) -> None:
+    """RST in the middle of a backlog, on every connection: five seconds later all is well."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(proxy.url, tmp_path) as worker:
+        notebook.send_many(40, 0.05)
+        notebook.wait_for("end t5")
+
+        assert proxy.reset() > 0
+        reset = time.monotonic()
+        notebook.send("afterwards").get(timeout=20)
+
+        assert time.monotonic() - reset < BACK_SECONDS
+        notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["idle", "busy"])
+def test_peer_falls_silent(app: Celery, proxy: Proxy, tmp_path: Path, fresh: bool) -> None:
+    """A half-open connection, of which no packet tells, is given up and another one made.
+
+    Also by a worker that has never had a task. It takes as long as a live server may be silent.
+    """
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(proxy.url, tmp_path) as worker:
+        worker.wait_for_log(" ready.")
+        if not fresh:
+            notebook.send_many(40, 0.05)
+            notebook.wait_for("end t5")
+
+        assert proxy.silence() > 0
+        silent = time.monotonic()
+        notebook.send("afterwards").get(timeout=40)
+
+        # Looked at three times per ack_wait.
+        assert time.monotonic() - silent < SILENCE_SECONDS + ACK_WAIT_SECONDS + BACK_SECONDS
+        notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()

@@ -1,0 +1,47 @@
+"""The server goes away and comes back, or another takes its place: a real worker each time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from tests.support.celery_client import close_app, make_app
+from tests.support.nats import NatsServer
+from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, worker_on
+
+#: Longer than each of a worker's time limits for one server: 4 s to connect, 5 s for an answer.
+#: Its waits between two tries no longer grow by then, so half a minute finds it no other.
+OUTAGE_SECONDS = 7.0
+
+
+@pytest.fixture
+def app(nats_server: NatsServer) -> Iterator[Celery]:
+    app = make_app(nats_server.url, task_default_queue="foreign")
+    yield app
+    close_app(app)
+
+
+@pytest.mark.parametrize("outage", [0.0, OUTAGE_SECONDS], ids=["at-once", "later"])
+def test_server_sigkilled_and_restarted(
+    nats_server: NatsServer, app: Celery, tmp_path: Path, outage: float
+) -> None:
+    """Five seconds after its server is back a worker consumes; nothing is lost."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(nats_server.url, tmp_path) as worker:
+        notebook.send_many(40, 0.05)
+        notebook.wait_for("end t5")
+
+        nats_server.kill()
+        worker.wait_for_log("Connection to broker lost")
+        time.sleep(outage)
+        nats_server.start()
+        back = time.monotonic()
+        notebook.send("afterwards").get(timeout=20)
+
+        assert time.monotonic() - back < BACK_SECONDS
+        notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()
