@@ -48,7 +48,8 @@ class Broker(NamedTuple):
         return {**found, "BENCH_BACKEND": self.url} if results else found
 
 
-def _brokers(processes: Processes, report: Report, *, rabbitmq: bool) -> list[Broker]:
+def start_brokers(processes: Processes, report: Report, *, rabbitmq: bool) -> list[Broker]:
+    """Start NATS and Redis, and RabbitMQ where it is wanted and can be had."""
     rivals = rivals_python()
     found = [
         Broker("nats", processes.nats(), OURS),
@@ -65,7 +66,7 @@ def _brokers(processes: Processes, report: Report, *, rabbitmq: bool) -> list[Br
 def drain(report: Report, directory: Path, rounds: int) -> None:
     """Publish a backlog of no-ops, then let a worker of two processes drain it; results off."""
     with Processes(directory) as processes:
-        brokers = _brokers(processes, report, rabbitmq=True)
+        brokers = start_brokers(processes, report, rabbitmq=True)
         for _ in range(rounds):
             for broker in brokers:
                 _drain(report, processes, broker, results=False, prefetch=4)
@@ -81,7 +82,7 @@ def drain(report: Report, directory: Path, rounds: int) -> None:
 def drain_results(report: Report, directory: Path, rounds: int) -> None:
     """The same with results, each broker keeping its own."""
     with Processes(directory) as processes:
-        brokers = _brokers(processes, report, rabbitmq=False)
+        brokers = start_brokers(processes, report, rabbitmq=False)
         for _ in range(rounds):
             for broker in brokers:
                 _drain(report, processes, broker, results=True, prefetch=4)
@@ -96,7 +97,7 @@ def _drain(
 ) -> None:
     environ = broker.environ(results=results, prefetch=prefetch)
     with Marks(processes.directory) as marks:
-        seconds = _client(broker, environ, "publish", str(BACKLOG), str(marks.path))
+        seconds = run_client(broker, environ, "publish", str(BACKLOG), str(marks.path))
         worker = _worker(processes, broker, environ)
         try:
             first = marks.wait(_DRAIN_SECONDS)
@@ -119,20 +120,21 @@ def _drain(
 def get(report: Report, directory: Path, rounds: int) -> None:
     """Send a no-op to an idle worker and wait for its result."""
     with Processes(directory) as processes:
-        brokers = _brokers(processes, report, rabbitmq=False)
+        brokers = start_brokers(processes, report, rabbitmq=False)
         environs = [broker.environ(results=True, prefetch=4) for broker in brokers]
         for broker, environ in zip(brokers, environs, strict=True):
             _worker(processes, broker, environ)
         for _ in range(rounds):
             for broker, environ in zip(brokers, environs, strict=True):
-                taken = sorted(_client(broker, environ, "get", str(_GETS)))
+                taken = sorted(run_client(broker, environ, "get", str(_GETS)))
                 report.add("get", broker.name, "p50 ms", statistics.median(taken))
                 report.add("get", broker.name, "p95 ms", taken[int(len(taken) * 0.95)])
     ratio = report.ratio_of_rounds("get", "nats", "redis", "p50 ms")
     report.at_most("get", "p50: nats / redis", ratio, 1 / GET_RATIO)
 
 
-def _client(broker: Broker, environ: dict[str, str], *arguments: str) -> Any:
+def run_client(broker: Broker, environ: dict[str, str], *arguments: str) -> Any:
+    """Return what `noop_app.py` prints when run with `arguments` on a broker."""
     answer = subprocess.run(
         [broker.python, "noop_app.py", *arguments],
         cwd=_APPS,

@@ -6,6 +6,7 @@ BENCH_BROKER and BENCH_BACKEND are URLs (no backend: results off), BENCH_PREFETC
     celery -A noop_app worker -c 2
     python noop_app.py publish 15000 FIFO     one `mark`, the no-ops, one `mark`; prints seconds
     python noop_app.py get 300                prints the milliseconds of each send-and-get
+    python noop_app.py publish-many 5000      prints the seconds of each way to send so many
 """
 
 from __future__ import annotations
@@ -14,10 +15,16 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
-from celery import Celery
+from celery import Celery, group
+
+try:
+    from bridge.bulk import apply_many
+except ImportError:  # the rivals' environment has Celery and nothing of ours
+    apply_many = None  # type: ignore[assignment]
 
 BACKEND = os.environ.get("BENCH_BACKEND")
 
@@ -62,8 +69,39 @@ def get(count: int) -> list[float]:
     return taken
 
 
+def publish_many(count: int) -> dict[str, float]:
+    """Send `count` no-ops in every way there is; return the seconds of each."""
+    noop.apply_async()  # opens the connection and declares the queue
+
+    def batch() -> None:
+        with app.producer_or_acquire() as producer, producer.batch():
+            for _ in range(count):
+                noop.apply_async(producer=producer)
+
+    def group_in_batch() -> None:
+        with app.producer_or_acquire() as producer, producer.batch():
+            group(noop.s() for _ in range(count)).apply_async(producer=producer)
+
+    ways: dict[str, Callable[[], object]] = {
+        "apply_async": lambda: [noop.apply_async() for _ in range(count)],
+        "group": group(noop.s() for _ in range(count)).apply_async,
+        "apply_async in batch": batch,
+        "group in batch": group_in_batch,
+    }
+    if apply_many is not None:
+        ways["apply_many"] = lambda: apply_many(noop, [((), {})] * count)
+    taken = {}
+    for name, way in ways.items():
+        started = time.perf_counter()
+        way()
+        taken[name] = time.perf_counter() - started
+    return taken
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "publish":
+    if sys.argv[1] == "publish-many":
+        click.echo(json.dumps(publish_many(int(sys.argv[2]))))
+    elif sys.argv[1] == "publish":
         click.echo(json.dumps(publish(int(sys.argv[2]), sys.argv[3])))
     else:
         click.echo(json.dumps(get(int(sys.argv[2]))))
