@@ -37,7 +37,6 @@ class Scaling(msgspec.Struct, kw_only=True, frozen=True):
     max_workers: Annotated[int, Env("MAX_WORKERS"), Meta(ge=1, le=1000)] = 10
     scale_threshold: Annotated[float, Env("SCALE_THRESHOLD"), Meta(gt=0, le=1)] = 0.8
     automatic: Annotated[bool, Env("AUTOSCALE")] = True
-    idle_workers: Annotated[int, Env("IDLE_WORKERS"), Meta(ge=0, le=1000)] = 0
     target_wait_seconds: Annotated[float, Env("TARGET_WAIT_SECONDS"), Meta(ge=0.1, le=3600)] = 2.0
     cooldown_seconds: Annotated[float, Env("COOLDOWN_SECONDS"), Meta(ge=1, le=3600)] = 15.0
     manual_hold_seconds: Annotated[

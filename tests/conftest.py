@@ -21,7 +21,6 @@ _NAMES = frozenset(
         "DATA_DIR",
         "DRAIN_SECONDS",
         "ENVIRONMENT",
-        "IDLE_WORKERS",
         "LOG_LEVEL",
         "MANUAL_HOLD_SECONDS",
         "MAX_BODY_BYTES",

@@ -137,7 +137,6 @@ class Controller:
             ),
             StoredHistory(self._leader, self._names),
             initial=Size(settings.worker_count, least if scaling.automatic else most),
-            idle_workers=scaling.idle_workers or settings.worker_count,
             automatic=scaling.automatic,
             leads=lambda: self._leader.leads,
         )

@@ -50,9 +50,9 @@ class Autoscaler:
     once it is reached. Both may raise NatsConnectionError, and `apply` NotLeading: then the
     decision was not made, and the next look makes it again.
 
-    `limits` hold for everybody; the policy by itself leaves at least `idle_workers`.
-    `initial` is the size when nothing is stored; with `automatic` False it stays until somebody
-    asks for another one. `leads` tells whether this process may decide.
+    `limits` hold for everybody. `initial` is the size at the start, when its predecessor left no
+    larger one; with `automatic` False it stays until somebody asks for another one. `leads` tells
+    whether this process may decide.
     """
 
     def __init__(
@@ -63,7 +63,6 @@ class Autoscaler:
         history: History,
         *,
         initial: Size,
-        idle_workers: int = 1,
         automatic: bool = True,
         leads: Callable[[], bool] = lambda: True,
         period_seconds: float = PERIOD_SECONDS,
@@ -74,14 +73,13 @@ class Autoscaler:
         self._limits = limits
         self._history = history
         self._initial = initial
-        self._idle_workers = idle_workers
         self._automatic = automatic
         self._leads = leads
         self._period_seconds = period_seconds
         self._blind_seconds = blind_seconds
         # Decisions of the policy and of people never mix: one at a time, the later one counts.
         self._lock = asyncio.Lock()
-        self._leading = False
+        self._leading = self._has_led = False
         self._begin(None)
 
     def _begin(self, stored: ScalingState | None) -> None:
@@ -101,6 +99,10 @@ class Autoscaler:
                 )
         if not self.pins.any:
             self.size, self.pins = self._unasked()
+            if not self._has_led:
+                # What an idle fleet was left with before a restart is no size to start with.
+                workers = max(self.size.workers, self._initial.workers)
+                self.size = self.size._replace(workers=workers)
 
     def _unasked(self) -> tuple[Size, Pins]:
         """Return what holds while nobody asks for anything: the policy, or the settings."""
@@ -203,7 +205,7 @@ class Autoscaler:
             # Those that follow may have missed what a predecessor wanted.
             await self._apply(self.size)
             await self._store(None)
-            self._leading = True
+            self._leading = self._has_led = True
 
     async def _latest(self) -> tuple[Reading | None, str | None]:
         """Return a new reading, or why there is none; neither when one will come soon."""
@@ -238,10 +240,7 @@ class Autoscaler:
         """Return the limits within which the policy may move."""
         limits = self._limits
         workers, concurrency, _ = pins
-        if workers is None:
-            least = min(max(limits.min_workers, self._idle_workers), limits.max_workers)
-            limits = msgspec.structs.replace(limits, min_workers=least)
-        else:
+        if workers is not None:
             limits = msgspec.structs.replace(limits, min_workers=workers, max_workers=workers)
         if concurrency is not None:
             limits = msgspec.structs.replace(

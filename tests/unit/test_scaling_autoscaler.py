@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -24,7 +25,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def reading(at: float, waiting: int) -> Reading:
+def reading(at: float, waiting: int, busy: int = 1) -> Reading:
     return Reading(
         at_seconds=at,
         queues=(
@@ -33,7 +34,7 @@ def reading(at: float, waiting: int) -> Reading:
             ),
         ),
         ready_workers=1,
-        busy=1,
+        busy=busy,
         running_seconds=0.1,
         finished={"w": 0},
         succeeded=100,
@@ -48,7 +49,6 @@ class Bench:
         self,
         *,
         automatic: bool = True,
-        idle_workers: int = 1,
         stored: ScalingState | None = None,
     ) -> None:
         self.seen: Callable[[], Reading | None] = lambda: None
@@ -65,7 +65,6 @@ class Bench:
             self,
             initial=Size(3, 1),
             automatic=automatic,
-            idle_workers=idle_workers,
             leads=lambda: self.leads,
             period_seconds=PERIOD_SECONDS,
             blind_seconds=0.1,
@@ -74,6 +73,11 @@ class Bench:
     def waiting(self, count: int) -> None:
         """From now on each look finds something new, with so many tasks waiting."""
         self.seen = lambda: reading(time.monotonic(), count)
+
+    def idle(self) -> None:
+        """From now on nothing waits, and each look finds that a second later than the last."""
+        seconds = itertools.count(1.0)
+        self.seen = lambda: reading(next(seconds), 0, busy=0)
 
     async def _observe(self) -> Reading | None:
         return self.seen()
@@ -239,12 +243,37 @@ async def test_without_automatic_the_size_stays() -> None:
         await until(lambda: bench.scaler.size == Size(10, 5))
 
 
-async def test_policy_leaves_the_idle_workers() -> None:
-    """People may go below the workers that the policy leaves; given back, they are there again."""
-    bench = Bench(idle_workers=3)
-    bench.waiting(0)
+async def test_idle_fleet_is_left_with_the_least_workers() -> None:
+    """The start size is given up after the cool-down, down to MIN_WORKERS with pools of 1."""
+    bench = Bench()
+    bench.idle()
     async with bench.running():
-        await bench.scaler.scale(workers=2)
-        assert bench.scaler.size == Size(2, 1)
-        await bench.scaler.automatic()
-        await until(lambda: bench.scaler.size == Size(3, 1))
+        await until(lambda: bench.scaler.size == Size(1, 1))
+
+    assert bench.applied == [Size(3, 1), Size(1, 1)]
+    assert [decided.direction for decided in bench.decided] == ["down"]
+
+
+async def test_restart_begins_with_the_start_size() -> None:
+    """After a restart an idle fleet has its start size; leading again later does not bring it."""
+    idle = ScalingState(mode="auto", workers=1, concurrency=1)
+    bench = Bench(stored=idle)
+    bench.idle()
+    async with bench.running():
+        await until(lambda: bench.scaler.size == Size(1, 1))
+        bench.leads = False
+        await asyncio.sleep(5 * PERIOD_SECONDS)
+        bench.leads = True
+        await until(lambda: len(bench.applied) == 3)
+
+    assert bench.applied == [Size(3, 1), Size(1, 1), Size(1, 1)]
+
+
+async def test_restart_keeps_a_larger_size() -> None:
+    """A fleet that was busy before a restart goes on with what it had."""
+    bench = Bench(stored=ScalingState(mode="auto", workers=8, concurrency=5))
+    bench.idle()
+    async with bench.running():
+        await until(lambda: bool(bench.applied))
+
+    assert bench.applied[0] == Size(8, 5)
