@@ -14,7 +14,7 @@ from bridge.scaling.policy import Observation
 from bridge.scaling.reading import Reading
 
 #: Rates are means over this long, unless the load has visibly changed within it.
-WINDOW_SECONDS: Final = 5.0
+WINDOW_SECONDS: Final = 10.0
 #: A change shows within this long when it is larger than chance explains.
 _RECENT_SECONDS: Final = 1.5
 #: Standard deviations of a Poisson stream that are not taken for chance.

@@ -23,6 +23,12 @@ _WORTHWHILE: Final = 0.1
 _LITTLE: Final = 0.2
 #: and needs so many cool-downs.
 _PATIENCE: Final = 4
+#: A fleet that grew turns to shrinking no sooner than so long after the last reversal,
+TURN_SECONDS: Final = 60.0
+#: and only if that leaves no more than so many reversals
+MOST_REVERSALS: Final = 5
+#: within any time of this length.
+REVERSALS_SECONDS: Final = 300.0
 
 
 class Size(NamedTuple):
@@ -53,9 +59,6 @@ class Limits(msgspec.Struct, kw_only=True, frozen=True):
     target_wait_seconds: float = 2.0
     #: slots are given up after nothing has wanted them for so long
     cooldown_seconds: float = 15.0
-    #: a fleet that has grown turns to shrinking at most once within so long, which is at most
-    #: four reversals of direction in five minutes
-    turn_seconds: float = 150.0
 
     def clamp(self, size: Size) -> Size:
         """Return the nearest size that is allowed."""
@@ -102,16 +105,21 @@ class Past(msgspec.Struct, kw_only=True, frozen=True):
     observed_since: float | None = None
     changed_at: float | None = None
     direction: Direction = Direction.HOLD
-    #: when it last went down after having gone up
-    turned_down_at: float | None = None
+    #: when it went down after having gone up, or up after down; the last few, oldest first
+    reversed_at: tuple[float, ...] = ()
 
     def noting(self, at: float, need: int, limits: Limits) -> Past:
         """Return the past with one more need, without those that no longer matter."""
         longest = limits.cooldown_seconds * _PATIENCE
-        # A clock that was set back must not keep old needs alive.
+        # A clock that was set back must not keep what is old alive.
         kept = [n for n in self.needs if 0 <= at - n[0] <= longest]
-        since = at if self.observed_since is None else min(self.observed_since, at)
-        return msgspec.structs.replace(self, needs=(*kept, (at, need)), observed_since=since)
+        return msgspec.structs.replace(
+            self,
+            needs=(*kept, (at, need)),
+            observed_since=at if self.observed_since is None else min(self.observed_since, at),
+            changed_at=None if self.changed_at is None else min(self.changed_at, at),
+            reversed_at=tuple(min(reversal, at) for reversal in self.reversed_at),
+        )
 
     def peak(self, at: float, seconds: float) -> int:
         """Return the most slots needed at once within the last `seconds`."""
@@ -122,12 +130,11 @@ class Past(msgspec.Struct, kw_only=True, frozen=True):
         return msgspec.structs.replace(self, needs=(), observed_since=None)
 
     def changed(self, at: float, direction: Direction) -> Past:
-        turned = direction is Direction.DOWN and self.direction is not Direction.DOWN
+        reversals = self.reversed_at
+        if self.direction not in {Direction.HOLD, direction}:
+            reversals = (*reversals, at)[1 - MOST_REVERSALS :]
         return msgspec.structs.replace(
-            self,
-            changed_at=at,
-            direction=direction,
-            turned_down_at=at if turned else self.turned_down_at,
+            self, changed_at=at, direction=direction, reversed_at=reversals
         )
 
 
@@ -263,20 +270,23 @@ def _down_or_hold(
         smaller = _shrunk(size, past.peak(at, seconds), limits)
     if smaller.slots > size.slots * (1 - _WORTHWHILE):
         return _hold(size, f"{need.slots} of {size.slots} slots needed", seen, past)
-    ripe = _ripe_at(turns, seconds, limits, past)
+    ripe = _ripe_at(turns, seconds, past)
     if at < ripe:
         return _hold(size, f"{smaller} would do, if still so in {ripe - at:.0f} s", seen, past)
     reason = f"no more than {past.peak(at, seconds)} slots needed for {seconds:.0f} s"
     return _change(size, smaller, reason, seen, past)
 
 
-def _ripe_at(turns: bool, seconds: float, limits: Limits, past: Past) -> float:
+def _ripe_at(turns: bool, seconds: float, past: Past) -> float:
     """Return from when on slots may be given up that were not needed for `seconds`."""
     ripe = [seconds + (past.observed_since or 0.0)]
     if turns and past.changed_at is not None:
         ripe.append(seconds + past.changed_at)
-    if turns and past.turned_down_at is not None:
-        ripe.append(limits.turn_seconds + past.turned_down_at)
+    if turns and past.reversed_at:
+        ripe.append(TURN_SECONDS + past.reversed_at[-1])
+    if turns and len(past.reversed_at) == MOST_REVERSALS - 1:
+        # The growth that may follow never waits: it has to be the last one still allowed.
+        ripe.append(REVERSALS_SECONDS + past.reversed_at[0])
     return max(ripe)
 
 

@@ -150,18 +150,40 @@ def test_idle_ends_at_the_smallest_size(size: Size, bounds: Limits) -> None:
     assert size == (bounds.min_workers, bounds.min_concurrent)
 
 
+#: seconds and tasks a second: a load that goes up and down as quickly as it likes
+wild_loads = st.lists(
+    st.tuples(st.integers(1, 40), st.sampled_from([0, 1, 5, 20, 100, 1000])), min_size=60
+)
+
+
 @few
-@given(st.lists(st.sampled_from([0, 1, 5, 20, 100, 1000]), min_size=300, max_size=300))
-def test_direction_reverses_at_most_once_a_minute(loads: list[int]) -> None:
-    """No load of five minutes, however wild, makes the size turn more than five times."""
-    size, past, directions = Size(1, 1), Past(), []
-    for at, rate in enumerate(loads):
-        decision = decide(size, seen(at, arrival_rate=float(rate), waiting=rate), LIMITS, past)
+@given(wild_loads, st.sampled_from([1.0, 5.0, 15.0]))
+def test_reversals_keep_a_minute_apart(
+    phases: list[tuple[int, int]], cooldown_seconds: float
+) -> None:
+    """Whatever the load, shrinking never begins within a minute of another reversal.
+
+    And in no five minutes are there more than five. Only growth may follow sooner, for it never
+    waits: with the same figures and no past at all, there are not more slots.
+    """
+    bounds = msgspec.structs.replace(LIMITS, cooldown_seconds=cooldown_seconds)
+    rates = [float(rate) for seconds, rate in phases for _ in range(seconds)]
+    size, past, last = Size(1, 1), Past(), Direction.HOLD
+    reversals: list[tuple[int, Direction]] = []
+    for at, rate in enumerate(rates):
+        moment = seen(at, arrival_rate=rate, waiting=int(rate))
+        decision, fresh = decide(size, moment, bounds, past), decide(size, moment, bounds, Past())
+        assert decision.size.slots >= fresh.size.slots or fresh.direction is not Direction.UP
         size, past = decision.size, decision.past
-        if decision.direction is not Direction.HOLD:
-            directions.append(decision.direction)
-    turns = sum(a is not b for a, b in itertools.pairwise(directions))
-    assert turns <= 5
+        if decision.direction is Direction.HOLD:
+            continue
+        if last not in {Direction.HOLD, decision.direction}:
+            reversals.append((at, decision.direction))
+        last = decision.direction
+    for (before, _), (at, direction) in itertools.pairwise(reversals):
+        assert direction is Direction.UP or at - before >= 60
+    for (first, _), (sixth, _) in zip(reversals, reversals[5:], strict=False):
+        assert sixth - first >= 300
 
 
 def steps(size: Size, *moments: Observation | None) -> list[Decision]:
@@ -262,8 +284,9 @@ def test_small_saving_waits_longer_after_growth() -> None:
     assert shrunk == [61]
 
 
-def test_clock_set_back_keeps_no_old_need_alive() -> None:
-    """A peak that by a corrected clock lies in the future does not hold the size for ever."""
+def test_clock_set_back_keeps_nothing_old_alive() -> None:
+    """A growth that by a corrected clock lies in the future does not hold the size for ever."""
     peak = seen(10_000, arrival_rate=200.0)
-    decisions = steps(Size(10, 5), peak, *(seen(at) for at in range(20)))
+    decisions = steps(Size(1, 1), peak, *(seen(at) for at in range(20)))
+    assert decisions[0].size == (10, 5)
     assert decisions[-1].size == (1, 1)
