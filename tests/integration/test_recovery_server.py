@@ -45,3 +45,30 @@ def test_server_sigkilled_and_restarted(
         assert time.monotonic() - back < BACK_SECONDS
         notebook.assert_none_lost(IN_FLIGHT)
         worker.stop()
+
+
+def test_next_url_when_the_first_server_dies_for_good(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """Of several URLs the next that works is used, past a name that DNS no longer knows."""
+    doomed = NatsServer(tmp_path / "doomed")
+    doomed.start()
+    try:
+        urls = [doomed.url, "nats://gone.invalid:4222", nats_server.url]
+        notebook = Notebook(app, tmp_path / "ran")
+        with worker_on(
+            doomed.url,
+            tmp_path,
+            environ={"CELERY_BROKER_URL": ";".join(urls), "CELERY_RESULT_BACKEND": ",".join(urls)},
+        ) as worker:
+            worker.wait_for_log(" ready.")
+
+            doomed.kill()
+            died = time.monotonic()
+            notebook.send("afterwards").get(timeout=20)
+
+            assert time.monotonic() - died < BACK_SECONDS
+            notebook.assert_none_lost(again_at_most=0)
+            worker.stop()
+    finally:
+        doomed.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ PATIENCE_SECONDS = 30.0
 CONCURRENCY = 2
 #: Tasks one worker holds at most: prefetch 2 for each process.
 IN_FLIGHT = 2 * CONCURRENCY
+
+
+def wait_until(condition: Callable[[], object], timeout: float = PATIENCE_SECONDS) -> None:
+    """Wait for a condition that another process brings about."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -65,18 +73,9 @@ class Notebook:
     def lines(self) -> list[str]:
         return self.file.read_text().splitlines() if self.file.exists() else []
 
-    def wait_for(self, line: str, timeout: float = PATIENCE_SECONDS) -> None:
+    def wait_for(self, line: str) -> None:
         """Wait until a task has written `line`."""
-        deadline = time.monotonic() + timeout
-        while line not in self.lines:
-            assert time.monotonic() < deadline, f"no {line!r} in {self.lines}"
-            time.sleep(0.02)
-
-    def running(self) -> set[str]:
-        """The words of tasks that have started and not ended."""
-        starts = Counter(line.split()[1] for line in self.lines if line.startswith("start"))
-        ends = Counter(line.split()[1] for line in self.lines if line.startswith("end"))
-        return set(starts - ends)
+        wait_until(lambda: line in self.lines)
 
     def assert_none_lost(self, again_at_most: int) -> None:
         """Every task sent has ended; no more than so many were started a second time."""
