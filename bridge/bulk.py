@@ -27,7 +27,7 @@ from bridge.wire import PayloadTooLarge
 #: args and kwargs of one call
 Call = tuple[Sequence[Any], Mapping[str, Any]]
 
-_NOT_SENT = "not sent, because the connection broke before its turn"
+_NOT_SENT = "not sent, for the connection broke before its turn"
 
 
 def apply_many(task: Task, calls: Iterable[Call], **options: Any) -> list[AsyncResult]:

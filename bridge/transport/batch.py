@@ -95,18 +95,23 @@ class PublishBatch:
 
         What goes to transient queues is sent at once: nothing is awaited for it. Raises
         PayloadTooLarge for this message, which is then not in the batch, and BatchNotStored for
-        those of a window that is full.
+        those of a window that is full, or for all that wait when the connection breaks.
         """
         headers, properties = message[1:]
-        durable, transient = self.channel.outgoing(message, exchange, routing_key)
-        sizes = [self._checked_size(outgoing) for outgoing in durable]
-        if transient is not None:
-            self.channel.connection.wire.publish(*transient)
         self._count += 1
-        name = headers.get("id") or properties.get("message_id") or f"message {self._count}"
+        name = str(headers.get("id") or properties.get("message_id") or f"message {self._count}")
+        try:
+            durable, transient = self.channel.outgoing(message, exchange, routing_key)
+            sizes = [self._checked_size(outgoing) for outgoing in durable]
+            if transient is not None:
+                self.channel.connection.wire.publish(*transient)
+        except NatsConnectionError as error:
+            # kombu would connect again and know nothing of what waits here.
+            names = [*(waiting for waiting, _ in self._emptied()), name]
+            raise BatchNotStored(dict.fromkeys(names, f"not sent, for {error}"), {}) from error
         self.last = durable
         for outgoing, size in zip(durable, sizes, strict=True):
-            self._take(str(name), outgoing, size)
+            self._take(name, outgoing, size)
 
     def add(self, task_id: str, outgoing: Outgoing) -> None:
         """Take one message that is encoded and addressed. Raises as `publish`."""

@@ -11,6 +11,7 @@ from amqp.exceptions import NotFound
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import base
 
+from bridge.errors import NatsConnectionError
 from bridge.names import MAX_PRIORITY
 from bridge.transport.bare import MalformedMessage
 from bridge.transport.batch import PublishBatch
@@ -223,7 +224,13 @@ class Channel(base.StdChannel):
             self.connection.wire.publish(*transient)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
-        """Return what kombu publishes through within `Producer.batch()`."""
+        """Return what kombu publishes through within `Producer.batch()`.
+
+        Raises NatsConnectionError when the server has gone since: nothing waits yet, so kombu
+        can connect again.
+        """
+        if not self.connection.wire.is_alive():
+            raise NatsConnectionError("the connection to NATS has broken")
         return PublishBatch(self, max_size)
 
     def outgoing(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from celery import Celery, Task, group, signals
 from celery._state import _task_stack
+from celery.result import GroupResult
 from kombu import Connection, Exchange, Producer, Queue
 
 from bridge.bulk import apply_many, can_be_alike
@@ -246,6 +247,38 @@ def test_silent_server_leaves_a_window_in_doubt(mortal: Client, nats_server: Nat
     store.close()
 
 
+def test_server_restarted_between_two_bulks(mortal: Client, nats_server: NatsServer) -> None:
+    """A connection that broke while idle is made anew, as `apply_async` does."""
+    apply_many(mortal.task, [((1,), {})])
+    nats_server.kill()
+    nats_server.start()
+
+    results = apply_many(mortal.task, [((2,), {}), ((3,), {})])
+
+    store = mortal.store()
+    assert store.ids()[1:] == [result.id for result in results]
+    store.close()
+
+
+def test_connection_lost_on_the_way_to_an_exchange(nats_server: NatsServer, name: str) -> None:
+    """Asking for the queues of an exchange fails: what waits in the batch is told, not dropped."""
+    exchange = Exchange(name, "topic")
+    queue = Queue(name, exchange, routing_key="#")
+    with Connection(nats_server.url) as connection:
+        producer = Producer(connection, exchange)
+
+        def publish_over_a_crash() -> None:
+            with producer.batch():
+                producer.publish(1, routing_key="a", message_id="first", declare=[queue])
+                nats_server.kill()
+                producer.publish(2, routing_key="a", message_id="second", retry=True)
+
+        with pytest.raises(BatchNotStored) as caught:
+            publish_over_a_crash()
+
+    assert list(caught.value.refused) == ["first", "second"]
+
+
 def test_signal_receivers_see_each_call(client: Client, store: Store) -> None:
     """What they write into the headers of one message stays with that message."""
 
@@ -381,10 +414,13 @@ def test_group_and_bulk_run_on_a_worker(shared_nats: NatsServer, name: str, tmp_
             grouped = group(adding.s(n, n) for n in range(20)).apply_async(producer=producer)
         results = apply_many(adding, [((n, 1), {}) for n in range(20)], priority=5)
         results += apply_many(adding, [((n, 2), {}) for n in range(3)], countdown=1.5)
+        named = apply_many(adding, [((n, 3), {}) for n in range(5)], group_id="named")
 
         assert grouped.get(timeout=GET_SECONDS) == [2 * n for n in range(20)]
         numbers = [result.get(timeout=GET_SECONDS) for result in results]
         assert numbers == [n + 1 for n in range(20)] + [2, 3, 4]
+        together = GroupResult("named", named, app=app)
+        assert together.get(timeout=GET_SECONDS) == [3, 4, 5, 6, 7]
     finally:
         worker.stop()
         close_app(app)
