@@ -14,8 +14,10 @@ from tests.support.foreign_app import app
 
 __all__ = ["app"]
 
-#: Seconds a pool process takes to come up
-CHILD_START_VARIABLE = "SLOW_APP_CHILD_START_SECONDS"
+#: Where this variable names a file that exists, pool processes are slow to come up.
+SLOW_START_VARIABLE = "SLOW_APP_SLOW_START"
+#: Longer than Celery waits for one, by default
+SLOW_START_SECONDS = 4.5
 
 
 @inspect_command()
@@ -29,4 +31,5 @@ def answer_when(state: Any, begun: str, until: str) -> str:
 
 @signals.worker_process_init.connect
 def start_slowly(**_: Any) -> None:
-    time.sleep(float(os.environ.get(CHILD_START_VARIABLE, "0")))
+    if Path(os.environ.get(SLOW_START_VARIABLE, "none")).exists():
+        time.sleep(SLOW_START_SECONDS)
