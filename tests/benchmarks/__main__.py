@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from tests.benchmarks import celery_level, http_front, publish_many, scaling_traces
+from tests.benchmarks import balance, celery_level, http_front, publish_many, scaling_traces
 from tests.benchmarks.figures import Report
 from tests.benchmarks.processes import ROOT, Missing
 
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "service": http_front.service,
     **celery_level.BENCHMARKS,
     "publish-many": publish_many.publish_many,
+    "balance": balance.balance,
     **scaling_traces.BENCHMARKS,
 }
 

@@ -37,7 +37,8 @@ ONE_SLOT = 1 / TASK_SECONDS
 Phases = tuple[tuple[float, float], ...]
 #: seconds and tasks a second
 PHASES: Phases = ((IDLE_SECONDS, 0.5), (STEP_SECONDS, 20 * ONE_SLOT), (TAIL_SECONDS, 2 * ONE_SLOT))
-ELASTIC = {"AUTOSCALE": "true", "MIN_WORKERS": "1", "WORKER_COUNT": "1"}
+_LEAST = os.environ.get("BENCH_MIN_WORKERS", "1")
+ELASTIC = {"AUTOSCALE": "true", "MIN_WORKERS": _LEAST, "WORKER_COUNT": _LEAST}
 _SAMPLE_SECONDS = 0.2
 _QUIET_SECONDS = 20.0
 
@@ -141,7 +142,7 @@ def run(name: str, pid: int, python: str, environ: dict[str, str], phases: Phase
             check=True,
         )
         told = json.loads(client.stdout)
-        lines = list(_settled(Path(environ["BENCH_RECORDS"]), told["sent"]))
+        lines = list(settled(Path(environ["BENCH_RECORDS"]), told["sent"]))
     starts = Counter(line[1] for line in lines if line[0] == "started")
     first = {line[1]: line for line in reversed(lines) if line[0] == "started"}
     ends = {line[1]: float(line[3]) for line in lines if line[0] == "ended"}
@@ -159,7 +160,7 @@ def run(name: str, pid: int, python: str, environ: dict[str, str], phases: Phase
     )
 
 
-def _settled(records: Path, sent: int) -> Iterator[list[str]]:
+def settled(records: Path, sent: int) -> Iterator[list[str]]:
     """Yield the records once every task has ended, or nothing has happened for long."""
     deadline = time.monotonic() + _QUIET_SECONDS
     size, lines = 0, []
@@ -247,12 +248,9 @@ def step(report: Report, directory: Path, rounds: int) -> None:
 
 
 def _report(report: Report, each: Run) -> None:
-    full = WORKERS * CONCURRENCY
-    # Celery's one worker is full when it has as many slots as all of ours.
-    first_gear = CONCURRENCY if len(each.samples[0].pools) != 1 else min(full, CONCURRENCY)
     values: dict[str, float] = {
-        "pools s": each.seconds_until(lambda s: max(s.pools, default=0) >= first_gear),
-        "workers s": each.seconds_until(lambda s: s.slots >= full),
+        "pools s": each.seconds_until(lambda s: max(s.pools, default=0) >= CONCURRENCY),
+        "workers s": each.seconds_until(lambda s: s.slots >= WORKERS * CONCURRENCY),
         "p95 s": each.p95_wait(each.step, each.step + STEP_SECONDS),
         "slot-s": each.slot_seconds(),
         "killed": each.killed,

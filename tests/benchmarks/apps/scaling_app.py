@@ -1,6 +1,7 @@
 """A Celery app with Celery's own defaults, whose tasks note when they ran; also its client.
 
-CELERY_BROKER_URL names the broker, as for any Celery app, BENCH_RECORDS a file.
+CELERY_BROKER_URL names the broker, as for any Celery app, BENCH_RECORDS a file; on a worker with
+BENCH_SLOWNESS each task takes so many times longer.
 
     celery -A scaling_app worker
     python scaling_app.py load 0.2 10:0.5 60:100    seconds a task takes, then seconds:rate ...
@@ -24,6 +25,8 @@ app = Celery("scaling_app")
 app.conf.task_ignore_result = True
 app.conf.broker_connection_retry_on_startup = True
 
+SLOWNESS = float(os.environ.get("BENCH_SLOWNESS", "1"))
+
 
 def note(*fields: object) -> None:
     """Append one line; one write, so that lines of many processes do not mix."""
@@ -38,9 +41,9 @@ def note(*fields: object) -> None:
 @app.task(name="nap", bind=True)
 def nap(self, seconds: float, sent: float) -> None:  # type: ignore[no-untyped-def]
     """Occupy a slot and say so, at the start and at the end."""
-    note("started", self.request.id, sent, time.time(), os.getpid())
-    time.sleep(seconds)
-    note("ended", self.request.id, sent, time.time(), os.getpid())
+    note("started", self.request.id, sent, time.time(), self.request.hostname)
+    time.sleep(seconds * SLOWNESS)
+    note("ended", self.request.id, sent, time.time(), self.request.hostname)
 
 
 def load(seconds: float, phases: list[tuple[float, float]]) -> dict[str, float]:
