@@ -26,13 +26,18 @@ def addressed(
     `fields` and `payload` are the encoded message; a task that is due later goes to a schedule.
     """
     subject = names.task_subject(queue, level_of(properties.get("priority")))
-    due = delay.due_time(headers, datetime.now(UTC)) if "task" in headers else None
-    ttl = ttl_headers(ttl_seconds(properties.get("expiration")))
+    if "task" not in headers:
+        return (
+            subject,
+            payload,
+            {**fields, **ttl_headers(ttl_seconds(properties.get("expiration")))},
+        )
+    # A task's expiry is left to the worker, which tells who waits for the result. Gone from its
+    # queue by itself, it would be waited for for ever.
+    due = delay.due_time(headers, datetime.now(UTC))
     if due is None:
-        return subject, payload, {**fields, **ttl}
+        return subject, payload, fields
     fields = {**fields, **delay.schedule_headers(due, subject)}
-    if ttl:
-        fields["Nats-Schedule-TTL"] = ttl["Nats-TTL"]
     task_id = str(headers.get("id", ""))
     return names.schedule_subject(queue, task_id, delay.nonce()), payload, fields
 

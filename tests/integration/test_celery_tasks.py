@@ -221,6 +221,21 @@ def test_expired_task_does_not_run(app: Celery, tmp_path: Path) -> None:
     assert not file.exists()
 
 
+def test_task_that_expires_in_its_queue_is_revoked(app: Celery) -> None:
+    """Who waits for it learns so, however late a worker takes the queue up."""
+    queue = f"late-{uuid.uuid4()}"
+    result = app.send_task("foreign.add", (1, 2), queue=queue, expires=1)
+    # The server looks for what has expired once a second.
+    time.sleep(2.2)
+
+    app.control.add_consumer(queue)
+    try:
+        with pytest.raises(TaskRevokedError, match="expired"):
+            result.get(timeout=GET_SECONDS)
+    finally:
+        app.control.cancel_consumer(queue)
+
+
 def test_revoked_task_does_not_run(app: Celery, js: JetStream, tmp_path: Path) -> None:
     """Revoked while it waits to become due, it ends as REVOKED when it comes."""
     file = tmp_path / "ran"
