@@ -20,8 +20,8 @@ from tests.support.simulator import (
 
 FULL = Size(LIMITS.max_workers, LIMITS.max_concurrent)
 SEEDS = (1, 2, 3)
-#: workers at most
-FLEETS = (10, 5)
+#: workers at most, and what such a fleet may cost: of a small one a whole worker is a large part
+COSTS = {10: 1.25, 5: 1.25, 3: 1.3, 2: 1.35}
 
 
 @functools.cache
@@ -50,17 +50,17 @@ def test_step_fills_pools_then_workers(seed: int) -> None:
     assert workers <= 10
 
 
-@pytest.mark.parametrize("workers", FLEETS)
+@pytest.mark.parametrize("workers", COSTS)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", TRACES)
 def test_costs_little_more_than_foresight(name: str, seed: int, workers: int) -> None:
-    """Slot-seconds are at most 1.25 times those of a scaler that knows the future."""
+    """Slot-seconds are little more than those of a scaler that knows the future."""
     outcome = scaled(name, seed, workers)
     needed = at_full_size(name, seed, workers).needed_slot_seconds(fleet(workers))
-    assert outcome.slot_seconds() <= 1.25 * needed
+    assert outcome.slot_seconds() <= COSTS[workers] * needed
 
 
-@pytest.mark.parametrize("workers", FLEETS)
+@pytest.mark.parametrize("workers", COSTS)
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("name", TRACES)
 def test_turns_at_most_once_a_minute(name: str, seed: int, workers: int) -> None:
