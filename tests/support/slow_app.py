@@ -1,8 +1,9 @@
-"""The foreign app, slow where a worker should not be: in a control command, and at its start."""
+"""The foreign app with what a worker should not meet: slow starts and commands, deadly tasks."""
 
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from celery import signals
 from celery.worker.control import inspect_command
 
-from tests.support.foreign_app import app
+from tests.support.foreign_app import app, record
 
 __all__ = ["app"]
 
@@ -18,6 +19,22 @@ __all__ = ["app"]
 SLOW_START_VARIABLE = "SLOW_APP_SLOW_START"
 #: Longer than Celery waits for one, by default
 SLOW_START_SECONDS = 4.5
+
+app.conf.worker_soft_shutdown_timeout = float(os.environ.get("SLOW_APP_SOFT_SHUTDOWN", "0"))
+
+
+@app.task(name="slow.die")
+def die(path: str) -> None:
+    """Write down that this began, and kill the pool process it runs in."""
+    with Path(path).open("a") as lines:
+        lines.write("start die\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@app.task(name="slow.relay")
+def relay(path: str, word: str) -> None:
+    """Send a task from within the pool process."""
+    record.delay(path, word)
 
 
 @inspect_command()

@@ -1,0 +1,152 @@
+"""How a real worker stops, and what it must not do while it runs: loop, hang, leak."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from celery.exceptions import WorkerLostError
+
+from tests.support.celery_client import close_app, make_app
+from tests.support.nats import NatsServer
+from tests.support.recovery import PATIENCE_SECONDS, Notebook, wait_until, worker_on
+
+SLOW_APP = "tests.support.slow_app"
+#: Nothing here may wait for it.
+LONG_ACK_WAIT = {"ACK_WAIT_SECONDS": "60"}
+
+
+@pytest.fixture
+def app(nats_server: NatsServer) -> Iterator[Celery]:
+    app = make_app(nats_server.url, task_default_queue="foreign")
+    yield app
+    close_app(app)
+
+
+@pytest.mark.parametrize(("soft", "short_starts"), [("0", 2), ("1.5", 1)], ids=["cold", "soft"])
+def test_cold_and_soft_shutdown(
+    nats_server: NatsServer, app: Celery, tmp_path: Path, soft: str, short_starts: int
+) -> None:
+    """SIGQUIT gives back at once what runs; after a soft time limit, where there is one."""
+    notebook, release = Notebook(app, tmp_path / "ran"), tmp_path / "release"
+    environ = {**LONG_ACK_WAIT, "SLOW_APP_SOFT_SHUTDOWN": soft}
+    with worker_on(nats_server.url, tmp_path, name="first", app=SLOW_APP, environ=environ) as first:
+        held = app.send_task("foreign.hold", (str(notebook.file), str(release)))
+        short = notebook.send("short", 0.5)
+        notebook.wait_for("start hold")
+        notebook.wait_for("start short")
+        waiting = [notebook.send(word) for word in ("w1", "w2")]
+        for result in waiting:
+            first.wait_for_log(f"[{result.id}] received")
+
+        os.kill(first.pid, signal.SIGQUIT)
+        first.wait()
+    release.touch()
+    stopped = time.monotonic()
+    with worker_on(nats_server.url, tmp_path, name="second", environ=LONG_ACK_WAIT) as second:
+        for result in (held, short, *waiting):
+            result.get(timeout=PATIENCE_SECONDS)
+        assert time.monotonic() - stopped < 20
+        second.stop()
+
+    starts = Counter(line for line in notebook.lines if line.startswith("start"))
+    assert starts == {"start hold": 2, "start short": short_starts, "start w1": 1, "start w2": 1}
+
+
+def test_poison_task_ends_and_takes_nobody_with_it(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """It kills its process each time: the third time it is FAILURE, and the worker goes on."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(
+        nats_server.url, tmp_path, app=SLOW_APP, environ={"MAX_DELIVERIES": "3"}
+    ) as worker:
+        poison = app.send_task("slow.die", (str(notebook.file),))
+
+        with pytest.raises(WorkerLostError, match="delivered 3 times"):
+            poison.get(timeout=PATIENCE_SECONDS)
+
+        assert notebook.lines == ["start die"] * 3
+        assert notebook.send("afterwards").get(timeout=20) == f"afterwards by {worker.hostname}"
+        worker.stop()
+
+
+def test_fork_with_live_threads(nats_server: NatsServer, app: Celery, tmp_path: Path) -> None:
+    """Each task has a new process, forked while the keeper's thread runs, and sends another."""
+    notebook = Notebook(app, tmp_path / "ran")
+    words = [f"t{number}" for number in range(20)]
+    with worker_on(
+        nats_server.url, tmp_path, app=SLOW_APP, arguments=("--max-tasks-per-child", "1")
+    ) as worker:
+        for word in words:
+            app.send_task("slow.relay", (str(notebook.file), word))
+
+        wait_until(lambda: len(notebook.lines) == 2 * len(words))
+        worker.stop()
+
+    assert Counter(notebook.lines) == {f"{edge} {w}": 1 for edge in ("start", "end") for w in words}
+
+
+#: Prints the answers of all workers, and waits for more until it is killed.
+ASKER = """
+import sys
+from celery import Celery
+Celery("asker", broker=sys.argv[1]).control.broadcast(
+    "ping", reply=True, timeout=60, limit=2, callback=lambda answer: print(answer, flush=True)
+)
+"""
+
+
+def test_clients_that_die_waiting_for_replies_leave_nothing(tmp_path: Path) -> None:
+    """Reply queues are subscriptions: no stream and no consumer is made for them or remains."""
+    server = NatsServer(tmp_path / "watched", extra='http: "127.0.0.1:-1"')
+    server.start()
+    try:
+        with worker_on(server.url, tmp_path) as worker:
+            worker.wait_for_log(" ready.")
+            # The worker keeps the connection it answers on.
+            ask(server.url)
+            before = counts(server)
+
+            for _ in range(4):
+                ask(server.url)
+
+            wait_until(lambda: counts(server) == before)
+            worker.stop()
+    finally:
+        server.kill()
+
+
+def ask(url: str) -> None:
+    """Have a client ask the worker, and kill it while it waits for a second answer."""
+    with subprocess.Popen([sys.executable, "-c", ASKER, url], stdout=subprocess.PIPE) as asker:
+        assert asker.stdout is not None
+        try:
+            assert b"pong" in asker.stdout.readline()
+        finally:
+            asker.kill()
+
+
+def counts(server: NatsServer) -> dict[str, int]:
+    """What a server holds for its clients."""
+    [port] = re.findall(r"http monitor on 127\.0\.0\.1:(\d+)", "".join(server.log))
+    totals: dict[str, int] = {}
+    for page, fields in {
+        "varz": ("connections", "subscriptions"),
+        "jsz": ("streams", "consumers"),
+    }.items():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}") as answer:
+            figures = json.load(answer)
+        totals |= {field: figures[field] for field in fields}
+    return totals
