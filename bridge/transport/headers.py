@@ -77,10 +77,11 @@ _REMEMBERED_CHARACTERS = 64
 
 def encode_value(value: Any) -> str:
     """Return a header value that `decode_value` turns back into `value`."""
-    if isinstance(value, str):
-        return _encode_known(value) if len(value) <= _REMEMBERED_CHARACTERS else _encode_text(value)
+    if isinstance(value, str) and len(value) > _REMEMBERED_CHARACTERS:
+        return _encode_text(value)
     # kombu's encoder knows more types and is made anew for every call.
-    text: str = _encode_known(value) if type(value) in _SCALARS else dumps(value)
+    is_known = isinstance(value, str) or type(value) in _SCALARS
+    text: str = _encode_known(value) if is_known else dumps(value)
     return text
 
 
