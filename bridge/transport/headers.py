@@ -86,9 +86,8 @@ def encode_value(value: Any) -> str:
 
 
 def _encode_text(value: str) -> str:
-    if _PLAIN_TEXT.fullmatch(value) and decode_value(value) is value:
-        return value
-    return json.dumps(value)
+    is_itself = _PLAIN_TEXT.fullmatch(value) is not None and decode_value(value) is value
+    return value if is_itself else json.dumps(value)
 
 
 @lru_cache(maxsize=1024, typed=True)  # 1, 1.0 and True are equal and written differently

@@ -22,6 +22,9 @@ from t.integration.common import (
     BasicFunctionality,
 )
 
+# These tests make a connection before anything else of kombu's (ADR 0005).
+import bridge.kombu_alias  # noqa: F401
+
 URL = os.environ["COMPAT_NATS_URL"]
 
 
