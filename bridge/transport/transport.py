@@ -59,9 +59,9 @@ class Transport(base.Transport):
     recoverable_connection_errors = (NatsConnectionError, OSError)
     recoverable_channel_errors = ()
 
-    #: Called after each failure to connect. What one raises ends retries of kombu's that have no
-    #: end of their own.
-    on_connect_failure: ClassVar[list[Callable[[], None]]] = []
+    #: Called after each failure to connect, whatever the scheme. What it raises ends retries of
+    #: kombu's that have no end of their own.
+    on_connect_failure: ClassVar[Callable[[], None] | None] = None
 
     implements = base.Transport.implements.extend(
         asynchronous=True,
@@ -89,8 +89,8 @@ class Transport(base.Transport):
         try:
             return self._connected()
         except NatsConnectionError:
-            for call in self.on_connect_failure:
-                call()
+            if Transport.on_connect_failure is not None:
+                Transport.on_connect_failure()
             raise
 
     def _connected(self) -> BrokerConnection:

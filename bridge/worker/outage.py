@@ -90,4 +90,4 @@ def install(worker: Any) -> None:
         if on_event_loop and worker.blueprint.state == bootsteps.RUN:
             state.maybe_shutdown()
 
-    Transport.on_connect_failure.append(end_if_told)
+    Transport.on_connect_failure = end_if_told

@@ -34,8 +34,9 @@ def app(nats_server: NatsServer) -> Iterator[Celery]:
     close_app(app)
 
 
+@pytest.mark.parametrize("children_too", [True, False], ids=["whole", "parent"])
 def test_worker_frozen_for_longer_than_ack_wait(
-    nats_server: NatsServer, app: Celery, tmp_path: Path
+    nats_server: NatsServer, app: Celery, tmp_path: Path, children_too: bool
 ) -> None:
     """Another worker runs what it held; let go on, it works, and its late acks do no harm."""
     notebook = Notebook(app, tmp_path / "ran")
@@ -46,7 +47,8 @@ def test_worker_frozen_for_longer_than_ack_wait(
         notebook.send_many(60, 0.1)
         notebook.wait_for("end t9")
 
-        family = [*psutil.Process(frozen.pid).children(), psutil.Process(frozen.pid)]
+        parent = psutil.Process(frozen.pid)
+        family = [*parent.children(), parent] if children_too else [parent]
         for process in family:
             process.suspend()
         stopped = time.monotonic()
