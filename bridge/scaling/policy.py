@@ -17,7 +17,7 @@ STALLED_SECONDS: Final = 10.0
 _SETTLED_SECONDS: Final = 5.0
 #: Arrivals of this long count as present: until the next look they will be.
 _LOOK_SECONDS: Final = 1.0
-#: Fewer slots are wanted only if that saves at least this share of them.
+#: Fewer slots are wanted only if that saves at least this share of them, or leads to the least.
 _WORTHWHILE: Final = 0.1
 #: A turn that saves less than this share, or less than a worker, saves little,
 _LITTLE: Final = 0.2
@@ -59,6 +59,11 @@ class Limits(msgspec.Struct, kw_only=True, frozen=True):
     target_wait_seconds: float = 2.0
     #: slots are given up after nothing has wanted them for so long
     cooldown_seconds: float = 15.0
+
+    @property
+    def least(self) -> Size:
+        """The size of a fleet with nothing to do."""
+        return Size(self.min_workers, self.min_concurrent)
 
     def clamp(self, size: Size) -> Size:
         """Return the nearest size that is allowed."""
@@ -268,7 +273,7 @@ def _down_or_hold(
         # Not worth turning for while the load may still be rising, or is only noisy.
         seconds *= _PATIENCE
         smaller = _shrunk(size, past.peak(at, seconds), limits)
-    if smaller.slots > size.slots * (1 - _WORTHWHILE):
+    if not _worthwhile(size, smaller, limits):
         return _hold(size, f"{need.slots} of {size.slots} slots needed", seen, past)
     ripe = _ripe_at(turns, seconds, past)
     if at < ripe:
@@ -290,10 +295,14 @@ def _ripe_at(turns: bool, seconds: float, past: Past) -> float:
     return max(ripe)
 
 
-def _saves_little(size: Size, smaller: Size, limits: Limits) -> bool:
-    least = limits.min_workers * limits.min_concurrent
+def _worthwhile(size: Size, smaller: Size, limits: Limits) -> bool:
     saved = size.slots - smaller.slots
-    return smaller.slots > least and saved < max(size.slots * _LITTLE, limits.max_concurrent)
+    return saved > 0 and (smaller == limits.least or saved >= size.slots * _WORTHWHILE)
+
+
+def _saves_little(size: Size, smaller: Size, limits: Limits) -> bool:
+    saved = size.slots - smaller.slots
+    return smaller != limits.least and saved < max(size.slots * _LITTLE, limits.max_concurrent)
 
 
 # -- the answer ------------------------------------------------------------------------------

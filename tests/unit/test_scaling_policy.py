@@ -6,7 +6,7 @@ import itertools
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bridge.scaling import Decision, Direction, Limits, Observation, Past, Size, decide
@@ -141,6 +141,7 @@ def test_growth_takes_nothing_away(size: Size, observation: Observation, bounds:
 
 @few
 @given(sizes, limits())
+@example(Size(11, 5), Limits(min_workers=10, max_workers=20, min_concurrent=5, max_concurrent=5))
 def test_idle_ends_at_the_smallest_size(size: Size, bounds: Limits) -> None:
     """An idle fleet of any size is at its minimum, with pools at theirs, after the cool-downs."""
     size, past = bounds.clamp(size), Past()
