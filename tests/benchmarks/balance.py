@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.benchmarks.celery_level import Broker
 from tests.benchmarks.figures import Report
 from tests.benchmarks.processes import HERE, OURS, Processes, end, rivals_python
 from tests.benchmarks.scaling import settled
@@ -34,14 +35,6 @@ _WORKER_STOP_SECONDS = 3.0
 
 #: limit of the finishing time by that of tasks given out in order
 IN_ORDER_RATIO = 1.25
-
-
-class Broker(NamedTuple):
-    """A broker and the interpreter that Celery runs with."""
-
-    name: str
-    url: str
-    python: str
 
 
 class Run(NamedTuple):
