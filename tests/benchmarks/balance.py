@@ -33,8 +33,10 @@ CASES = {"balance": ALIKE, "balance, slow": ONE_SLOW}
 _SEND_SECONDS = 60.0
 _WORKER_STOP_SECONDS = 3.0
 
-#: limit of the finishing time by that of tasks given out in order
-IN_ORDER_RATIO = 1.25
+#: How much later than ideal all may be done. Where a slow worker happens to get the last long task,
+#: that alone costs a quarter, so there the ideal is the one in order.
+FINISH_RATIO = 1.25
+IDEALS = {"balance": "finish / even", "balance, slow": "finish / in order"}
 
 
 class Run(NamedTuple):
@@ -61,9 +63,8 @@ def balance(report: Report, directory: Path, rounds: int) -> None:
                     place = directory / f"{number}-{broker.name}-{max(slowness):g}"
                     place.mkdir()
                     _tell(report, case, broker, slowness, _run(place, broker, slowness, number))
-    for case in CASES:
-        ratio = report.median(case, "nats", "finish / in order")
-        report.at_most(case, "nats: finish / in order", ratio, IN_ORDER_RATIO)
+    for case, figure in IDEALS.items():
+        report.at_most(case, f"nats: {figure}", report.median(case, "nats", figure), FINISH_RATIO)
 
 
 def _tell(report: Report, case: str, broker: Broker, slowness: Sequence[float], run: Run) -> None:
