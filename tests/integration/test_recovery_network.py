@@ -31,6 +31,14 @@ def app(nats_server: NatsServer) -> Iterator[Celery]:
 
 
 @pytest.fixture
+def idle_app(nats_server: NatsServer) -> Iterator[Celery]:
+    """The same for a queue that stays empty."""
+    app = make_app(nats_server.url, task_default_queue="idle")
+    yield app
+    close_app(app)
+
+
+@pytest.fixture
 def proxy(nats_server: NatsServer) -> Iterator[Proxy]:
     with Proxy(nats_server.port) as proxy:
         yield proxy
@@ -52,24 +60,29 @@ def test_connections_reset(app: Celery, proxy: Proxy, tmp_path: Path) -> None:
         worker.stop()
 
 
-@pytest.mark.parametrize("fresh", [True, False], ids=["idle", "busy"])
-def test_peer_falls_silent(app: Celery, proxy: Proxy, tmp_path: Path, fresh: bool) -> None:
+def test_peer_falls_silent(app: Celery, idle_app: Celery, proxy: Proxy, tmp_path: Path) -> None:
     """A half-open connection, of which no packet tells, is given up and another one made.
 
     Also by a worker that has never had a task. It takes as long as a live server may be silent.
     """
-    notebook = Notebook(app, tmp_path / "ran")
-    with worker_on(proxy.url, tmp_path) as worker:
-        worker.wait_for_log(" ready.")
-        if not fresh:
-            notebook.send_many(40, 0.05)
-            notebook.wait_for("end t5")
+    busy, idle = Notebook(app, tmp_path / "busy"), Notebook(idle_app, tmp_path / "idle")
+    with (
+        worker_on(proxy.url, tmp_path, name="busy-worker") as first,
+        worker_on(
+            proxy.url, tmp_path, name="idle-worker", arguments=("-Q", "idle"), concurrency=1
+        ) as second,
+    ):
+        second.wait_for_log(" ready.")
+        busy.send_many(40, 0.05)
+        busy.wait_for("end t5")
 
         assert proxy.silence() > 0
         silent = time.monotonic()
-        notebook.send("afterwards").get(timeout=40)
+        for notebook in (busy, idle):
+            notebook.send("afterwards").get(timeout=40)
 
         # Looked at three times per ack_wait.
         assert time.monotonic() - silent < SILENCE_SECONDS + ACK_WAIT_SECONDS + BACK_SECONDS
-        notebook.assert_none_lost(IN_FLIGHT)
-        worker.stop()
+        busy.assert_none_lost(IN_FLIGHT)
+        first.stop()
+        second.stop()

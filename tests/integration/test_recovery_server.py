@@ -6,16 +6,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from celery import Celery
 
 from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
-from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, worker_on
+from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, wait_until, worker_on
 
 #: Longer than each of a worker's time limits for one server: 4 s to connect, 5 s for an answer.
 #: Its waits between two tries no longer grow by then, so half a minute finds it no other.
 OUTAGE_SECONDS = 7.0
+_ROUNDS = 5
 
 
 @pytest.fixture
@@ -44,6 +46,32 @@ def test_server_sigkilled_and_restarted(
 
         assert time.monotonic() - back < BACK_SECONDS
         notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()
+
+
+def test_server_killed_again_and_again(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """Already while the worker starts: it consumes each time, and keeps no thread and no file."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(nats_server.url, tmp_path) as worker:
+        process = psutil.Process(worker.pid)
+
+        def held() -> tuple[int, int]:
+            return process.num_threads(), process.num_fds()
+
+        most = (0, 0)
+        for number in range(_ROUNDS):
+            nats_server.kill()
+            nats_server.start()
+            back = time.monotonic()
+            notebook.send(f"t{number}").get(timeout=20)
+            assert time.monotonic() - back < BACK_SECONDS
+            if number == 1:
+                most = held()
+
+        wait_until(lambda: all(now <= before for now, before in zip(held(), most, strict=True)))
+        notebook.assert_none_lost(_ROUNDS * IN_FLIGHT)
         worker.stop()
 
 
