@@ -138,6 +138,7 @@ class Controller:
             StoredHistory(self._leader, self._names),
             initial=Size(settings.worker_count, least if scaling.automatic else most),
             automatic=scaling.automatic,
+            start_hold_seconds=scaling.manual_hold_seconds,
             leads=lambda: self._leader.leads,
         )
 

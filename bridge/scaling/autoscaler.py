@@ -51,8 +51,9 @@ class Autoscaler:
     decision was not made, and the next look makes it again.
 
     `limits` hold for everybody. `initial` is the size at the start, when its predecessor left no
-    larger one; with `automatic` False it stays until somebody asks for another one. `leads` tells
-    whether this process may decide.
+    larger one; with `automatic` False it stays until somebody asks for another one. Its workers
+    hold against the policy for `start_hold_seconds`, as any number that somebody asked for; only
+    pools shrink meanwhile. `leads` tells whether this process may decide.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Autoscaler:
         *,
         initial: Size,
         automatic: bool = True,
+        start_hold_seconds: float = 0.0,
         leads: Callable[[], bool] = lambda: True,
         period_seconds: float = PERIOD_SECONDS,
         blind_seconds: float = BLIND_SECONDS,
@@ -74,6 +76,9 @@ class Autoscaler:
         self._history = history
         self._initial = initial
         self._automatic = automatic
+        self._start_hold_seconds = start_hold_seconds
+        #: time.monotonic()
+        self._start_held_until = 0.0
         self._leads = leads
         self._period_seconds = period_seconds
         self._blind_seconds = blind_seconds
@@ -103,6 +108,7 @@ class Autoscaler:
                 # What an idle fleet was left with before a restart is no size to start with.
                 workers = max(self.size.workers, self._initial.workers)
                 self.size = self.size._replace(workers=workers)
+                self._start_held_until = time.monotonic() + self._start_hold_seconds
 
     def _unasked(self) -> tuple[Size, Pins]:
         """Return what holds while nobody asks for anything: the policy, or the settings."""
@@ -174,6 +180,7 @@ class Autoscaler:
         """Give both gears back to the policy. Raises NotLeading, NatsConnectionError."""
         async with self._lock:
             await self._take_over()
+            self._start_held_until = 0.0
             await self._change(self.size, _MANUAL, f"{self.size} is automatic again", {}, Pins())
         return self.size
 
@@ -240,6 +247,9 @@ class Autoscaler:
         """Return the limits within which the policy may move."""
         limits = self._limits
         workers, concurrency, _ = pins
+        if time.monotonic() < self._start_held_until:
+            least = limits.clamp(self._initial).workers
+            limits = msgspec.structs.replace(limits, min_workers=least)
         if workers is not None:
             limits = msgspec.structs.replace(limits, min_workers=workers, max_workers=workers)
         if concurrency is not None:

@@ -49,6 +49,7 @@ class Bench:
         self,
         *,
         automatic: bool = True,
+        start_hold_seconds: float = 0.0,
         stored: ScalingState | None = None,
     ) -> None:
         self.seen: Callable[[], Reading | None] = lambda: None
@@ -65,6 +66,7 @@ class Bench:
             self,
             initial=Size(3, 1),
             automatic=automatic,
+            start_hold_seconds=start_hold_seconds,
             leads=lambda: self.leads,
             period_seconds=PERIOD_SECONDS,
             blind_seconds=0.1,
@@ -252,6 +254,27 @@ async def test_idle_fleet_is_left_with_the_least_workers() -> None:
 
     assert bench.applied == [Size(3, 1), Size(1, 1)]
     assert [decided.direction for decided in bench.decided] == ["down"]
+
+
+async def test_start_size_holds_for_its_time() -> None:
+    """The workers an operator started stay so long, though idle; a call for `auto` ends that."""
+    bench = Bench(start_hold_seconds=60.0)
+    bench.idle()
+    async with bench.running():
+        await asyncio.sleep(20 * PERIOD_SECONDS)
+        assert bench.scaler.size == Size(3, 1)
+        await bench.scaler.automatic()
+        await until(lambda: bench.scaler.size == Size(1, 1))
+
+
+async def test_start_size_holds_no_growth_back() -> None:
+    """A backlog gets more workers during the hold, and its end leaves the least."""
+    bench = Bench(start_hold_seconds=0.5)
+    bench.waiting(500)
+    async with bench.running():
+        await until(lambda: bench.scaler.size == Size(10, 5))
+        bench.idle()
+        await until(lambda: bench.scaler.size == Size(1, 1))
 
 
 async def test_restart_begins_with_the_start_size() -> None:
