@@ -14,7 +14,6 @@ from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
 from tests.support.proxy import Proxy
 from tests.support.recovery import (
-    ACK_WAIT_SECONDS,
     BACK_SECONDS,
     IN_FLIGHT,
     Notebook,
@@ -81,8 +80,8 @@ def test_peer_falls_silent(app: Celery, idle_app: Celery, proxy: Proxy, tmp_path
         for notebook in (busy, idle):
             notebook.send("afterwards").get(timeout=40)
 
-        # Looked at three times per ack_wait.
-        assert time.monotonic() - silent < SILENCE_SECONDS + ACK_WAIT_SECONDS + BACK_SECONDS
+        # The other connections of a worker are as silent, and a request on one takes its time too.
+        assert time.monotonic() - silent < SILENCE_SECONDS + 2 * BACK_SECONDS
         busy.assert_none_lost(IN_FLIGHT)
         first.stop()
         second.stop()
