@@ -13,12 +13,7 @@ from bridge.transport.keeper import SILENCE_SECONDS
 from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
 from tests.support.proxy import Proxy
-from tests.support.recovery import (
-    BACK_SECONDS,
-    IN_FLIGHT,
-    Notebook,
-    worker_on,
-)
+from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, PATIENCE_SECONDS, Notebook, worker_on
 
 
 @pytest.fixture
@@ -77,8 +72,8 @@ def test_peer_falls_silent(app: Celery, idle_app: Celery, proxy: Proxy, tmp_path
 
         assert proxy.silence() > 0
         silent = time.monotonic()
-        for notebook in (busy, idle):
-            notebook.send("afterwards").get(timeout=40)
+        for result in [notebook.send("afterwards") for notebook in (busy, idle)]:
+            result.get(timeout=PATIENCE_SECONDS)
 
         # The other connections of a worker are as silent, and a request on one takes its time too.
         assert time.monotonic() - silent < SILENCE_SECONDS + 2 * BACK_SECONDS
