@@ -1,4 +1,4 @@
-"""The network between a real worker and its server fails; the server notices nothing of it."""
+"""The network between a real worker and its server fails."""
 
 from __future__ import annotations
 
