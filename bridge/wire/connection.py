@@ -65,7 +65,8 @@ class Connection:
         self._inboxes = itertools.count()
         #: reply token -> the reply, None while it is awaited
         self._replies: dict[str, Message | None] = {}
-        self._ping_lock = threading.Lock()
+        # Reentrant: a signal handler of the thread that holds it may ping too.
+        self._ping_lock = threading.RLock()
         self._pongs_awaited = 0
         self._pongs_seen = 0
         self._violation = ""
