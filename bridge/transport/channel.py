@@ -222,6 +222,10 @@ class Channel(base.StdChannel):
             self.connection.js.publish(*outgoing)
         if transient is not None:
             self.connection.wire.publish(*transient)
+            if self._exchange_type(exchange) == "fanout":
+                # Remote control. What is published next, on whatever connection, comes after it:
+                # a task that was revoked first must not arrive first.
+                self.connection.wire.flush()
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Return what kombu publishes through within `Producer.batch()`.

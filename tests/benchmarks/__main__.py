@@ -10,7 +10,14 @@ from pathlib import Path
 
 import click
 
-from tests.benchmarks import balance, celery_level, http_front, publish_many, scaling_traces
+from tests.benchmarks import (
+    backlog,
+    balance,
+    celery_level,
+    http_front,
+    publish_many,
+    scaling_traces,
+)
 from tests.benchmarks.figures import Report
 from tests.benchmarks.processes import ROOT, Missing
 
@@ -18,6 +25,7 @@ BENCHMARKS = {
     "submission": http_front.submission,
     "service": http_front.service,
     **celery_level.BENCHMARKS,
+    "backlog": backlog.backlog,
     "publish-many": publish_many.publish_many,
     "balance": balance.balance,
     **scaling_traces.BENCHMARKS,

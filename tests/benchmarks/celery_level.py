@@ -98,7 +98,7 @@ def _drain(
     environ = broker.environ(results=results, prefetch=prefetch)
     with Marks(processes.directory) as marks:
         seconds = run_client(broker, environ, "publish", str(BACKLOG), str(marks.path))
-        worker = _worker(processes, broker, environ)
+        worker = start_worker(processes, broker, environ)
         try:
             first = marks.wait(_DRAIN_SECONDS)
             cpu = CpuTime(worker.pid, _SERVER_NAMES[broker.name])
@@ -123,7 +123,7 @@ def get(report: Report, directory: Path, rounds: int) -> None:
         brokers = start_brokers(processes, report, rabbitmq=False)
         environs = [broker.environ(results=True, prefetch=4) for broker in brokers]
         for broker, environ in zip(brokers, environs, strict=True):
-            _worker(processes, broker, environ)
+            start_worker(processes, broker, environ)
         for _ in range(rounds):
             for broker, environ in zip(brokers, environs, strict=True):
                 taken = sorted(run_client(broker, environ, "get", str(_GETS)))
@@ -145,7 +145,7 @@ def run_client(broker: Broker, environ: dict[str, str], *arguments: str) -> Any:
     return json.loads(answer.stdout)
 
 
-def _worker(processes: Processes, broker: Broker, environ: dict[str, str]) -> Any:
+def start_worker(processes: Processes, broker: Broker, environ: dict[str, str]) -> Any:
     command = [broker.python, "-m", "celery", "-A", "noop_app", "worker", "-c", "2"]
     return processes.start(command, environ, _APPS)
 

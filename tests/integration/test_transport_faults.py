@@ -300,6 +300,16 @@ def test_frozen_server_is_noticed(nats_server: NatsServer, name: str) -> None:
             assert time.monotonic() - started < 5
 
 
+def test_broadcast_that_reaches_no_server_fails(nats_server: NatsServer, name: str) -> None:
+    """A remote control command is with the server once it is sent, or the sender is told."""
+    exchange = Exchange(name, "fanout", durable=False)
+    with Connection(nats_server.url) as connection:
+        producer = Producer(connection, exchange)
+        producer.publish("first", declare=[exchange])
+        with nats_server.frozen(), pytest.raises(connection.connection_errors):
+            producer.publish("second")
+
+
 def test_transport_is_known_without_importing_the_bridge(shared_nats: NatsServer) -> None:
     """A program that imports kombu as its documentation does may use nats:// at once."""
     program = (

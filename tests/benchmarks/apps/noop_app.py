@@ -7,6 +7,7 @@ BENCH_BROKER and BENCH_BACKEND are URLs (no backend: results off), BENCH_PREFETC
     python noop_app.py publish 15000 FIFO     one `mark`, the no-ops, one `mark`; prints seconds
     python noop_app.py get 300                prints the milliseconds of each send-and-get
     python noop_app.py publish-many 5000      prints the seconds of each way to send so many
+    python noop_app.py backlog 1000000 10000 FIFO   as publish, with a mark behind the first 10000
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ except ImportError:  # the rivals' environment has Celery and nothing of ours
     apply_many = None  # type: ignore[assignment]
 
 BACKEND = os.environ.get("BENCH_BACKEND")
+_CHUNK = 50_000
 
 app = Celery("noop_app", broker=os.environ["BENCH_BROKER"], backend=BACKEND)
 app.conf.task_ignore_result = BACKEND is None
@@ -55,6 +57,18 @@ def publish(count: int, fifo: str) -> float:
     seconds = time.perf_counter() - started
     mark.apply_async((fifo,))
     return seconds
+
+
+def backlog(count: int, window: int, fifo: str) -> float:
+    """Send `count` no-ops, the first `window` of them between two marks; return the seconds."""
+    assert apply_many is not None, "only with nats://"
+    started = time.perf_counter()
+    mark.apply_async((fifo,))
+    apply_many(noop, [((), {})] * window)
+    mark.apply_async((fifo,))
+    for sent in range(window, count, _CHUNK):
+        apply_many(noop, [((), {})] * min(_CHUNK, count - sent))
+    return time.perf_counter() - started
 
 
 def get(count: int) -> list[float]:
@@ -101,6 +115,8 @@ def publish_many(count: int) -> dict[str, float]:
 if __name__ == "__main__":
     if sys.argv[1] == "publish-many":
         click.echo(json.dumps(publish_many(int(sys.argv[2]))))
+    elif sys.argv[1] == "backlog":
+        click.echo(json.dumps(backlog(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
     elif sys.argv[1] == "publish":
         click.echo(json.dumps(publish(int(sys.argv[2]), sys.argv[3])))
     else:
