@@ -71,7 +71,7 @@ class PreforkSize:
         self._task_pool = task_pool
         # Held, not looked up: after a lost connection kombu's current loop is None.
         self._hub = hub
-        self._children: set[Any] = set()
+        self._children: list[Any] = []
         self._leaving: set[Any] = set()
         self._reaping = False
         signals.worker_before_create_process.connect(self._empty_free_queues)
@@ -108,13 +108,14 @@ class PreforkSize:
         pool = self._task_pool._pool
         if pool is None:
             return
-        children = set(pool._pool)
-        if gone := self._children - children:
-            self._leaving -= gone
-            # billiard gave a permit back for each of them, whether it held one or not.
-            pool._putlock.recount(sum(not job.ready() for job in pool._cache.values()))
-        self._children = children
-        if excess := self.pending_shrink:
+        children = pool._pool
+        if children != self._children:
+            if gone := set(self._children).difference(children):
+                self._leaving -= gone
+                # billiard gave a permit back for each of them, whether it held one or not.
+                pool._putlock.recount(sum(not job.ready() for job in pool._cache.values()))
+            self._children = list(children)
+        if len(children) > pool._processes and (excess := self.pending_shrink):
             for child in islice(_idle(pool), excess):
                 self._dismiss(pool, child)
         if not self._reaping and any(child._sentinel_poll is None for child in children):
