@@ -73,7 +73,7 @@ class Client:
 
     def __init__(self, url: str, vhost: str, **settings: Any) -> None:
         self.app = make_app(f"{url}/{vhost}", **settings)
-        self.task: Task = self.app.task(double, name="double")
+        self.task: Task = self.app.task(double, name="double", shared=False)
         self.url, self.names = url, Names(vhost)
 
     def store(self) -> Store:
@@ -317,7 +317,7 @@ def test_on_other_brokers(settings: dict[str, Any]) -> None:
     """Eager calls run at once, and a broker that is not ours gets its messages one by one."""
     app = Celery("other", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(settings)
-    task = app.task(double, name="double")
+    task = app.task(double, name="double", shared=False)
 
     results = apply_many(task, [((n,), {}) for n in range(3)])
 
@@ -406,7 +406,7 @@ def test_group_and_bulk_run_on_a_worker(shared_nats: NatsServer, name: str, tmp_
     """A real worker takes both, priorities and countdown included; results come back."""
     url = f"{shared_nats.url}/{name}"
     app = make_app(url, task_default_queue="foreign")
-    adding: Task = app.task(add, name="foreign.add")
+    adding: Task = app.task(add, name="foreign.add", shared=False)
     worker = CeleryWorker(url, tmp_path, name="bulk")
     worker.start()
     try:
