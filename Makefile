@@ -19,7 +19,7 @@ check: .venv/.development
 	$(BIN)/pytest tests/unit
 
 test: check
-	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 2 --dist loadfile
+	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 3 --dist loadfile
 	$(BIN)/pytest $(SLOW_TESTS) -m alone
 
 bench: .venv/.development
