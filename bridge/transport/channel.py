@@ -16,7 +16,7 @@ from bridge.names import MAX_PRIORITY
 from bridge.transport.bare import MalformedMessage
 from bridge.transport.batch import PublishBatch
 from bridge.transport.broker import BrokerConnection
-from bridge.transport.exchange import Binding, table_rows
+from bridge.transport.exchange import Binding
 from bridge.transport.headers import encode_message
 from bridge.transport.intake import ACK, NAK, TERM, Intake
 from bridge.transport.message import Message, RawMessage
@@ -175,9 +175,6 @@ class Channel(base.StdChannel):
 
     def after_reply_message_received(self, queue: str) -> None:
         self.queue_delete(queue)
-
-    def get_table(self, exchange: str) -> list[tuple[Any, ...]]:
-        return table_rows(self.connection.bindings.for_exchange(exchange))
 
     def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
         return base.to_rabbitmq_queue_arguments(arguments, **kwargs)

@@ -6,7 +6,6 @@ Transient queues need no entry here: they listen on the exchange's core subject 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import msgspec
 
@@ -131,8 +130,3 @@ class BindingTable:
 
 def _decode(value: bytes) -> Binding:
     return msgspec.json.decode(value, type=Binding)
-
-
-def table_rows(bindings: list[Binding]) -> list[tuple[Any, ...]]:
-    """Return routing key, pattern and queue, kombu's form of a routing table."""
-    return [(b.binding_key, None, b.queue) for b in bindings]
