@@ -6,6 +6,7 @@ and belongs to no worker yet, so each worker tells of the queues it consumes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any
 
@@ -16,6 +17,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError
 
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.message import Message, RawMessage
+from bridge.wire import Connection, JetStream
 from bridge.wire import Message as WireMessage
 
 logger = logging.getLogger("nats")
@@ -38,10 +40,14 @@ def scheduled(state: Any, **__: Any) -> list[dict[str, Any]]:
     if not isinstance(broker, BrokerConnection):
         return list(in_timer(state))
     found = []
-    for queue in consumer.task_consumer.queues:
-        subjects = broker.names.queue_schedules(queue.name)
-        messages, _ = broker.js.page(broker.names.task_stream, subjects, 1, _LIMIT)
-        found += [_described(message, queue.name, consumer) for message in messages]
+    # A connection of its own: under gevent the worker's is being read by another greenlet.
+    with contextlib.closing(Connection(broker.wire.options)) as wire:
+        wire.connect()
+        js = JetStream(wire, broker.js.timeout)
+        for queue in consumer.task_consumer.queues:
+            subjects = broker.names.queue_schedules(queue.name)
+            messages, _ = js.page(broker.names.task_stream, subjects, 1, _LIMIT)
+            found += [_described(message, queue.name, consumer) for message in messages]
     tasks = sorted((task for task in found if task), key=lambda task: str(task["eta"]))
     return [*in_timer(state), *tasks[:_LIMIT]]
 

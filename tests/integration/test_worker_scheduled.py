@@ -23,10 +23,10 @@ def url(nats_server: NatsServer) -> str:
     return f"{nats_server.url}/{VHOST}"
 
 
-@pytest.fixture
-def app(url: str, tmp_path: Path) -> Iterator[Celery]:
+@pytest.fixture(params=["prefork", "gevent"])
+def app(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[Celery]:
     """A client of a worker that consumes the queue `foreign`."""
-    worker = CeleryWorker(url, tmp_path, name="scheduled", concurrency=1)
+    worker = CeleryWorker(url, tmp_path, name="scheduled", pool=request.param, concurrency=1)
     worker.start()
     app = make_app(url, task_default_queue="foreign")
     yield app
@@ -51,7 +51,7 @@ def test_scheduled_shows_tasks_that_wait_in_the_server(app: Celery, url: str) ->
     )
     connection.close()
 
-    [shown] = app.control.inspect(timeout=5, limit=1).scheduled().values()
+    [shown] = app.control.inspect(timeout=2, limit=1).scheduled().values()
 
     assert [entry["request"]["id"] for entry in shown] == [first.id, last.id]
     assert shown[0]["eta"] == later.isoformat()
