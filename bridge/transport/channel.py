@@ -219,7 +219,7 @@ class Channel(base.StdChannel):
             self.connection.js.publish(*outgoing)
         if transient is not None:
             self.connection.wire.publish(*transient)
-            if self._exchange_type(exchange) == "fanout":
+            if exchange and self._exchange_type(exchange) == "fanout":
                 # Remote control. What is published next, on whatever connection, comes after it:
                 # a task that was revoked first must not arrive first.
                 self.connection.wire.flush()

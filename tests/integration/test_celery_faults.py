@@ -16,7 +16,6 @@ from celery.exceptions import TaskRevokedError
 
 from bridge.names import Names, escape
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
-from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 
@@ -25,13 +24,6 @@ ACK_WAIT_SECONDS = 2.0
 GET_SECONDS = 40.0
 
 StartWorker = Callable[..., CeleryWorker]
-
-
-@pytest.fixture
-def app(nats_server: NatsServer) -> Iterator[Celery]:
-    app = make_app(nats_server.url, task_default_queue="foreign")
-    yield app
-    close_app(app)
 
 
 @pytest.fixture

@@ -17,14 +17,6 @@ from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, PATIENCE_SECONDS, No
 
 
 @pytest.fixture
-def app(nats_server: NatsServer) -> Iterator[Celery]:
-    """A client that talks to the server directly."""
-    app = make_app(nats_server.url, task_default_queue="foreign")
-    yield app
-    close_app(app)
-
-
-@pytest.fixture
 def idle_app(nats_server: NatsServer) -> Iterator[Celery]:
     """The same for a queue that stays empty."""
     app = make_app(nats_server.url, task_default_queue="idle")

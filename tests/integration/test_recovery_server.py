@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from celery import Celery
 
-from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
 from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, wait_until, worker_on
 
@@ -18,13 +16,6 @@ from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, wait_until
 #: Its waits between two tries no longer grow by then, so half a minute finds it no other.
 OUTAGE_SECONDS = 7.0
 _ROUNDS = 5
-
-
-@pytest.fixture
-def app(nats_server: NatsServer) -> Iterator[Celery]:
-    app = make_app(nats_server.url, task_default_queue="foreign")
-    yield app
-    close_app(app)
 
 
 @pytest.mark.parametrize("outage", [0.0, OUTAGE_SECONDS], ids=["at-once", "later"])

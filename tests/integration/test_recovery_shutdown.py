@@ -11,27 +11,18 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from celery import Celery
 from celery.exceptions import WorkerLostError
 
-from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
 from tests.support.recovery import PATIENCE_SECONDS, Notebook, wait_until, worker_on
 
 SLOW_APP = "tests.support.slow_app"
 #: Nothing here may wait for it.
 LONG_ACK_WAIT = {"ACK_WAIT_SECONDS": "60"}
-
-
-@pytest.fixture
-def app(nats_server: NatsServer) -> Iterator[Celery]:
-    app = make_app(nats_server.url, task_default_queue="foreign")
-    yield app
-    close_app(app)
 
 
 @pytest.mark.parametrize(("soft", "short_starts"), [("0", 2), ("1.5", 1)], ids=["cold", "soft"])

@@ -27,13 +27,6 @@ from tests.support.recovery import (
 from tests.support.slow_app import SLOW_START_VARIABLE
 
 
-@pytest.fixture
-def app(nats_server: NatsServer) -> Iterator[Celery]:
-    app = make_app(nats_server.url, task_default_queue="foreign")
-    yield app
-    close_app(app)
-
-
 @pytest.mark.parametrize("children_too", [True, False], ids=["whole", "parent"])
 def test_worker_frozen_for_longer_than_ack_wait(
     nats_server: NatsServer, app: Celery, tmp_path: Path, children_too: bool
