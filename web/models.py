@@ -147,17 +147,34 @@ class TaskTypes(msgspec.Struct, kw_only=True, frozen=True):
 class ScaleRequest(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
     """A size to have at once and to hold, or `mode` auto to give it back to the autoscaler.
 
-    What is not named follows the load. Within `hold_seconds` the autoscaler leaves it alone;
-    without, for MANUAL_HOLD_SECONDS.
+    What is not named follows the load. The descriptions also end the sentence "Send ..." of a
+    refusal.
     """
 
-    worker_count: Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
-    #: tasks at a time in each worker
-    concurrency: Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType = msgspec.UNSET
-    mode: Literal["auto"] | msgspec.UnsetType = msgspec.UNSET
-    hold_seconds: Annotated[float, msgspec.Meta(gt=0, le=31_622_400)] | msgspec.UnsetType = (
-        msgspec.UNSET
-    )
+    worker_count: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType,
+        msgspec.Meta(
+            description="The number of workers, within `limits` of GET /api/v1/workers/scaling."
+        ),
+    ] = msgspec.UNSET
+    concurrency: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=1000)] | msgspec.UnsetType,
+        msgspec.Meta(
+            description="The tasks at a time in each worker, 1 to `max_concurrent_tasks` in "
+            "`limits` of GET /api/v1/workers/scaling."
+        ),
+    ] = msgspec.UNSET
+    mode: Annotated[
+        Literal["auto"] | msgspec.UnsetType,
+        msgspec.Meta(description='"auto", alone, to give the size back to the autoscaler.'),
+    ] = msgspec.UNSET
+    hold_seconds: Annotated[
+        Annotated[float, msgspec.Meta(gt=0, le=31_622_400)] | msgspec.UnsetType,
+        msgspec.Meta(
+            description="The seconds that the autoscaler leaves this size alone, above 0 to "
+            "31622400; without it MANUAL_HOLD_SECONDS."
+        ),
+    ] = msgspec.UNSET
 
 
 class ScalingLimits(msgspec.Struct, kw_only=True, frozen=True):

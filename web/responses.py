@@ -75,16 +75,20 @@ def _http_error(error: HTTPException) -> Response:
         status = 404
     refused = InvalidParameters(_explain(error, status), status=status)
     response = refusal(refused)
-    if isinstance(error, MethodNotAllowed) and error.valid_methods:
-        response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+    if isinstance(error, MethodNotAllowed):
+        response.headers["Allow"] = _allowed(error)
     return response
+
+
+def _allowed(error: MethodNotAllowed) -> str:
+    return ", ".join(sorted(error.valid_methods or ()))
 
 
 def _explain(error: HTTPException, status: int) -> str:
     if status == 404:
-        return f"There is nothing at {request.path}. GET /openapi.json lists the endpoints."
-    if status == 405:
-        return f"{request.method} is not possible on {request.path}. See GET /openapi.json."
+        return f"There is nothing at {request.path}. The page /docs tells what there is."
+    if isinstance(error, MethodNotAllowed):
+        return f"{request.method} is not possible on {request.path}. Send {_allowed(error)}."
     return f"The request cannot be read: {error.description or error.name}"
 
 

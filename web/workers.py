@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from flask import Blueprint, Response
 
 from bridge.errors import InvalidParameters, InvalidWorkerConfig, WorkerNotFound
 from bridge.records import ScaleCommand, ScalingResult, WorkerCommand
-from bridge.submission.request import field_message
+from bridge.submission.fields import read_fields
 from web import commands, figures, parameters
 from web.context import context
 from web.models import ScaleRequest, Workers
@@ -76,17 +75,16 @@ def remove(worker_id: str) -> Response:
 
 def _scale_command(body: Any) -> ScaleCommand:
     """Raises InvalidWorkerConfig, InvalidParameters."""
-    try:
-        wanted = msgspec.convert(body, ScaleRequest)
-    except msgspec.ValidationError as error:
-        raise InvalidWorkerConfig(field_message(str(error))) from error
+    wanted = read_fields(body, ScaleRequest, InvalidWorkerConfig)
     workers, concurrency = wanted.worker_count or None, wanted.concurrency or None
     if wanted.mode:
         if workers or concurrency or wanted.hold_seconds:
             raise InvalidParameters("mode: send it alone, it gives everything to the autoscaler.")
         return ScaleCommand(automatic=True)
     if workers is None and concurrency is None:
-        raise InvalidParameters("worker_count: send it, or concurrency, or both.")
+        raise InvalidParameters(
+            'worker_count: send it, or concurrency, or both; or mode, which is "auto".'
+        )
     _check_limits(workers, concurrency)
     return ScaleCommand(
         workers=workers, concurrency=concurrency, hold_seconds=wanted.hold_seconds or None

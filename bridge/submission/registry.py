@@ -41,7 +41,9 @@ class AnnouncedType:
         faults = [_describe(fault) for fault in validator.iter_errors(task_data)]
         more = len(faults) - _SHOWN_FAULTS
         tail = f" (and {more} more)" if more > 0 else ""
-        raise InvalidTaskData("; ".join(faults[:_SHOWN_FAULTS]) + tail)
+        raise InvalidTaskData(
+            f"{'; '.join(faults[:_SHOWN_FAULTS])}{tail}. GET /api/v1/tasks/types has the schema."
+        )
 
     def _validator(self) -> jsonschema_rs.Validator:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 
@@ -10,6 +9,7 @@ import msgspec
 
 from bridge.errors import InvalidTaskData
 from bridge.names import MAX_PRIORITY
+from bridge.submission.fields import read_fields
 
 PRIORITY_WORDS: Final = {"low": 0, "normal": 3, "high": 6, "critical": MAX_PRIORITY}
 #: A year: longer waits are more likely a wrong unit than a wish.
@@ -17,47 +17,61 @@ MAX_DELAY_SECONDS: Final = 366 * 86_400.0
 MAX_TIMEOUT_SECONDS: Final = 7 * 86_400.0
 
 _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
-_DelaySeconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY_SECONDS)]
 
 
 class Submission(msgspec.Struct, kw_only=True, frozen=True, forbid_unknown_fields=True):
-    """One task to run."""
+    """One task to run. The descriptions also end the sentence "Send ..." of a refusal."""
 
     task_type: Annotated[
         str,
-        msgspec.Meta(min_length=1, max_length=255, description="One of GET /api/v1/tasks/types."),
+        msgspec.Meta(
+            min_length=1,
+            max_length=255,
+            description="The name of a task, one of GET /api/v1/tasks/types.",
+        ),
     ]
     task_data: Annotated[
         dict[str, Any],
-        msgspec.Meta(description="Arguments of the task by name, as its JSON Schema has them."),
+        msgspec.Meta(
+            description="An object: the arguments of the task by name, as its JSON Schema in "
+            "GET /api/v1/tasks/types has them."
+        ),
     ] = {}
     priority: Annotated[
         Annotated[int, msgspec.Meta(ge=0, le=MAX_PRIORITY)]
         | Literal["low", "normal", "high", "critical"],
         msgspec.Meta(
-            description="0 to 9, higher is sooner; "
-            + ", ".join(f"{word} is {number}" for word, number in PRIORITY_WORDS.items())
+            description=f"0 to {MAX_PRIORITY}, higher is sooner, or a word for one of them: "
+            + ", ".join(f"{word} ({number})" for word, number in PRIORITY_WORDS.items())
+            + "."
         ),
     ] = PRIORITY_WORDS["normal"]
     timeout: Annotated[
         Annotated[float, msgspec.Meta(gt=0, le=MAX_TIMEOUT_SECONDS)] | None,
         msgspec.Meta(
-            description="Seconds the task may run: a soft limit there, the hard one shortly after."
+            description="The seconds that the task may run, above 0 to "
+            f"{MAX_TIMEOUT_SECONDS:.0f}: a soft limit there, the hard one shortly after."
         ),
     ] = None
     countdown: Annotated[
-        _DelaySeconds | None, msgspec.Meta(description="Run this many seconds from now.")
+        Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY_SECONDS)] | None,
+        msgspec.Meta(
+            description="The seconds from now until the task may start, 0 to "
+            f"{MAX_DELAY_SECONDS:.0f}."
+        ),
     ] = None
     eta: Annotated[
         _Moment | None,
         msgspec.Meta(
-            description="Run at this time (RFC 3339 with an offset) instead of countdown."
+            description="The time from which the task may start, instead of countdown: RFC 3339 "
+            "with an offset, like 2030-01-31T12:00:00Z."
         ),
     ] = None
     expires: Annotated[
         Annotated[float, msgspec.Meta(gt=0, le=MAX_DELAY_SECONDS)] | _Moment | None,
         msgspec.Meta(
-            description="Not started by then (seconds from now, or a time): the task is revoked."
+            description="The time by which the task is revoked unless it has started: seconds "
+            f"from now, above 0 to {MAX_DELAY_SECONDS:.0f}, or RFC 3339 with an offset."
         ),
     ] = None
 
@@ -79,38 +93,14 @@ class Accepted(msgspec.Struct, kw_only=True, frozen=True):
     duplicate: bool = False
 
 
-_AT_PATH = re.compile(r" - at `\$\.?(.*)`$")
-_UNKNOWN_FIELD = re.compile(r"^Object contains unknown field `(.*)`")
-_MISSING_FIELD = re.compile(r"^Object missing required field `(.*)`")
-
-
 def parse(document: Any) -> Submission:
     """Return the submission that a decoded JSON document describes.
 
     Raises:
         InvalidTaskData: a field is unknown, missing, of the wrong type or out of its range;
-            the message names it.
+            the message names it and what it may be.
     """
-    try:
-        submission = msgspec.convert(document, Submission)
-    except msgspec.ValidationError as error:
-        raise InvalidTaskData(field_message(str(error))) from error
+    submission = read_fields(document, Submission, InvalidTaskData)
     if submission.eta is not None and submission.countdown is not None:
         raise InvalidTaskData("eta, countdown: give one of the two, not both.")
     return submission
-
-
-def field_message(text: str) -> str:
-    """Return msgspec's message with the field's name in front, as a client knows it."""
-    path = ""
-    if match := _AT_PATH.search(text):
-        path, text = match[1], text[: match.start()]
-    if match := _UNKNOWN_FIELD.match(text):
-        return f"{_join(path, match[1])}: unknown field. Remove it."
-    if match := _MISSING_FIELD.match(text):
-        return f"{_join(path, match[1])}: required field is missing."
-    return f"{path or 'body'}: {text[:1].lower()}{text[1:]}."
-
-
-def _join(path: str, field: str) -> str:
-    return f"{path}.{field}" if path else field

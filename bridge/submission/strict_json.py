@@ -6,6 +6,7 @@ A task is read twice, here and in a worker, so both must see the same thing.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -32,10 +33,14 @@ def decode(body: bytes) -> Any:
     """Return the value that `body` (UTF-8 JSON) holds.
 
     Raises:
-        InvalidParameters: it is not JSON, is not UTF-8, repeats a key, holds a lone surrogate,
+        InvalidParameters: it is empty, not JSON, not UTF-8, repeats a key, holds a lone surrogate,
             NaN, Infinity, a number beyond 64 bits, or nests deeper than MAX_DEPTH; the message
             names the place.
     """
+    if not body:
+        raise InvalidParameters("The body is empty: send a JSON object.")
+    if body.startswith(codecs.BOM_UTF8):
+        raise InvalidParameters("The body begins with a byte order mark: send it without.")
     try:
         text = body.decode()
     except UnicodeDecodeError as error:

@@ -101,11 +101,12 @@ def test_all_lists_every_type_once() -> None:
     ],
 )
 def test_data_that_does_not_fit_is_refused_by_field(data: dict[str, Any], told: str) -> None:
-    """The message names the place of the fault in task_data."""
+    """The message names the place of the fault in task_data, and where the schema is."""
     with pytest.raises(InvalidTaskData) as refused:
         AnnouncedType(TaskType(name="t", queue="q", schema=_SCHEMA)).check(data)
 
     assert told in str(refused.value)
+    assert str(refused.value).endswith("GET /api/v1/tasks/types has the schema.")
 
 
 @pytest.mark.parametrize(

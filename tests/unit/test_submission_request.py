@@ -34,11 +34,11 @@ def test_times_are_read_with_their_offset() -> None:
 @pytest.mark.parametrize(
     ("document", "told"),
     [
-        ({"task_data": {}}, "task_type: required"),
+        ({"task_data": {}}, "task_type:"),
         (_document(task_type=""), "task_type:"),
-        (_document(task_type=7), "task_type: expected `str`, got `int`"),
-        (_document(task_data=[]), "task_data: expected `object`, got `array`"),
-        (_document(extra=1), "extra: unknown field"),
+        (_document(task_type=7), "task_type:"),
+        (_document(task_data=[]), "task_data:"),
+        (_document(extra=1), "extra:"),
         (_document(priority=10), "priority:"),
         (_document(priority="urgent"), "priority:"),
         (_document(priority=True), "priority:"),
@@ -51,7 +51,7 @@ def test_times_are_read_with_their_offset() -> None:
         (_document(eta="tomorrow"), "eta:"),
         (_document(expires=0), "expires:"),
         (_document(eta="2030-01-01T00:00:00Z", countdown=1), "eta, countdown:"),
-        ([], "body: expected `object`, got `array`"),
+        ([], "body:"),
     ],
 )
 def test_refusal_names_the_field(document: Any, told: str) -> None:

@@ -93,7 +93,7 @@ def test_submission_without_nats_names_nats(client: FlaskClient) -> None:
         (b'{"task_type": "a", "task_data": {"x": NaN}}', "INVALID_PARAMETERS", "NaN"),
         (b'{"task_type": 1}', "INVALID_TASK_DATA", "task_type:"),
         (b'{"task_type": "a", "nonsense": 1}', "INVALID_TASK_DATA", "nonsense: unknown field"),
-        (b"", "INVALID_PARAMETERS", "not valid JSON"),
+        (b"", "INVALID_PARAMETERS", "body is empty"),
     ],
 )
 def test_bad_body_is_refused(client: FlaskClient, body: bytes, code: str, told: str) -> None:
@@ -153,8 +153,11 @@ def test_every_refusal_is_an_envelope(
 
 
 def test_wrong_method_names_the_right_ones(client: FlaskClient) -> None:
-    """A 405 carries Allow."""
-    assert client.put("/health").headers["Allow"] == "GET, HEAD, OPTIONS"
+    """A 405 carries Allow, and its message says the same."""
+    response = client.put("/health")
+
+    assert response.headers["Allow"] == "GET, HEAD, OPTIONS"
+    assert "Send GET, HEAD, OPTIONS." in _failure(response).message
 
 
 def test_unexpected_error_is_logged_once_under_its_id(
@@ -189,13 +192,13 @@ def test_security_headers_are_everywhere(client: FlaskClient, path: str) -> None
     ("body", "code", "told"),
     [
         ({"worker_count": 5}, "NATS_CONNECTION_ERROR", "no NATS server"),
-        ({"worker_count": 0}, "INVALID_WORKER_CONFIG", "worker_count:"),
+        ({"worker_count": 0}, "INVALID_WORKER_CONFIG", "GET /api/v1/workers/scaling"),
         ({"worker_count": 11}, "INVALID_WORKER_CONFIG", "1 to 10"),
         ({"worker_count": "5"}, "INVALID_WORKER_CONFIG", "worker_count:"),
         ({"workers": 5}, "INVALID_WORKER_CONFIG", "workers: unknown field"),
         ({"concurrency": 6}, "INVALID_WORKER_CONFIG", "1 to 5"),
         ({"worker_count": 5, "hold_seconds": 0}, "INVALID_WORKER_CONFIG", "hold_seconds:"),
-        ({"mode": "manual"}, "INVALID_WORKER_CONFIG", "mode:"),
+        ({"mode": "manual"}, "INVALID_WORKER_CONFIG", 'Send "auto"'),
         ({"mode": "auto", "worker_count": 5}, "INVALID_PARAMETERS", "mode: send it alone"),
         ({"hold_seconds": 5}, "INVALID_PARAMETERS", "worker_count: send it"),
         ({}, "INVALID_PARAMETERS", "worker_count: send it"),
