@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bridge import logs
 from bridge.errors import BridgeError, ServiceUnavailable
-from bridge.server import LOOPBACK
 from config.settings import Settings, load
 
 
@@ -53,9 +52,8 @@ def _configured(app: str | None = None) -> Settings:
 
 def _with_nats_url(settings: Settings) -> Settings:
     """Return the settings with the embedded server's address where no other is named."""
-    url = settings.nats_url or f"nats://{LOOPBACK}:{settings.nats.port}"
-    os.environ["NATS_URL"] = url
-    return msgspec.structs.replace(settings, nats_url=url)
+    os.environ["NATS_URL"] = settings.server_url
+    return msgspec.structs.replace(settings, nats_url=settings.server_url)
 
 
 _app_option = click.option(

@@ -76,17 +76,12 @@ def _celery_app(settings: Settings, environ: Mapping[str, str]) -> str:
     return settings.celery_app
 
 
-def _nats_url(settings: Settings) -> str:
-    """Return the server to use: the one that is named, or where the embedded one listens."""
-    return settings.nats_url or f"nats://{LOOPBACK}:{settings.nats.port}"
-
-
 def _nats(settings: Settings, environ: Mapping[str, str]) -> str:
     if not settings.nats_url and not port_in_use(LOOPBACK, settings.nats.port):
         binary = find_binary(environ)
         version = ".".join(map(str, binary_version(binary)))
         return f"embedded {version} ({binary}), not running"
-    info = probe.nats_server(_nats_url(settings))
+    info = probe.nats_server(settings.server_url)
     kind = "external" if settings.nats_url else "embedded"
     return f"{kind} {info.get('version')} answers, JetStream is on"
 
@@ -104,10 +99,10 @@ def _data_dir(settings: Settings) -> str:
 def _workers(settings: Settings) -> str:
     if not settings.nats_url and not port_in_use(LOOPBACK, settings.nats.port):
         return "not running"
-    connection = Connection(ConnectOptions.from_url(_nats_url(settings), name="doctor"))
+    connection = Connection(ConnectOptions.from_url(settings.server_url, name="doctor"))
     connection.connect()
     try:
-        bucket = Bucket(JetStream(connection), Names().bucket("status"))
+        bucket = Bucket(JetStream(connection), Names(settings.virtual_host).bucket("status"))
         stored = bucket.get(SNAPSHOT_KEY)
     finally:
         connection.close()

@@ -17,7 +17,13 @@ from bridge.server import require_version
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
 
 _APP_TIMEOUT_SECONDS: Final = 30.0
-_FIND_APP: Final = "import sys; from celery.app.utils import find_app; find_app(sys.argv[1])"
+_FIND_APP: Final = """
+import sys
+from celery import Celery
+from celery.app.utils import find_app
+if not isinstance(found := find_app(sys.argv[1]), Celery):
+    sys.exit(f"it is a {type(found).__name__}")
+"""
 _EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
@@ -57,7 +63,7 @@ def nats_server(url: str) -> dict[str, Any]:
     try:
         connection.connect()
     except NatsConnectionError as error:
-        raise NatsConnectionError(f"{error}; start it or correct NATS_URL") from error
+        raise NatsConnectionError(f"NATS_URL: {error}") from error
     try:
         info = connection.server_info
         require_version(str(info.get("version", "")), "the server of NATS_URL")

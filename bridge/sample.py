@@ -23,6 +23,7 @@ SAMPLE: Final[dict[str, Any]] = {
     "priority": "high",
     "timeout": 300,
 }
+HELLO: Final[dict[str, Any]] = {"task_type": "test", "task_data": {"message": "hello"}}
 _WAIT_SECONDS: Final = 20
 #: Rows of the sample's result that are printed.
 _SHOWN_ROWS: Final = 3
@@ -33,9 +34,10 @@ def report(settings: Settings) -> None:
 
     Raises ServiceUnavailable when the sample is refused or does not end well.
     """
-    if settings.celery_app == OWN_APP and not settings.api_keys_file:
+    own = settings.celery_app == OWN_APP
+    if own and not settings.api_keys_file:
         click.echo(json.dumps(_shortened(_run_sample(settings)), indent=2))
-    click.echo(_commands(settings))
+    click.echo(_commands(settings, HELLO if own else None))
 
 
 def _run_sample(settings: Settings) -> dict[str, Any]:
@@ -74,18 +76,18 @@ def _shortened(envelope: dict[str, Any]) -> dict[str, Any]:
     return {**envelope, "data": {**envelope["data"], "result": shown}}
 
 
-def _commands(settings: Settings) -> str:
+def _commands(settings: Settings, example: dict[str, Any] | None) -> str:
+    """Return what to try next; without an `example` task the list of those there are."""
     base = f"http://{_url_host(settings.host)}:{settings.port}"
     key = " -H 'Authorization: Bearer YOUR_KEY'" if settings.api_keys_file else ""
-    submit = (
-        f"curl{key} -H 'Content-Type: application/json' "
-        '-d \'{"task_type": "test", "task_data": {"message": "hello"}}\' '
-        f"{base}/api/v1/tasks/submit"
-    )
+    first = f"curl{key} {base}/api/v1/tasks/types"
+    if example is not None:
+        body = f"-H 'Content-Type: application/json' -d '{json.dumps(example)}'"
+        first = f"curl{key} {body} {base}/api/v1/tasks/submit"
     lines = [
         "",
         "Ready. Try:",
-        f"  {submit}",
+        f"  {first}",
         f"  curl{key} '{base}/api/v1/tasks/TASK_ID?wait=10'",
         f"  curl{key} {base}/api/v1/status",
         f"  curl{key} {base}/api/v1/workers/status",

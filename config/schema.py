@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -115,6 +116,16 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     kubernetes: Kubernetes = Kubernetes()
     nats: Nats = Nats()
     flower: Flower = Flower()
+
+    @property
+    def server_url(self) -> str:
+        """URL of the NATS server: the one that is named, or where the embedded one listens."""
+        return self.nats_url or f"nats://127.0.0.1:{self.nats.port}"
+
+    @property
+    def virtual_host(self) -> str:
+        """What stands behind the server in NATS_URL, as in AMQP; "" is the default one."""
+        return urlsplit(self.nats_url.rpartition(",")[2]).path
 
     @property
     def queues(self) -> tuple[str, ...]:

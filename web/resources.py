@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -29,7 +28,6 @@ from config.settings import Settings
 
 logger = logging.getLogger("web")
 
-DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 _READY_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 
@@ -49,9 +47,9 @@ class Resources:
     """Made once in each process, after it was forked. `start` before use, `stop` at the end."""
 
     def __init__(self, settings: Settings) -> None:
-        self.url = settings.nats_url or DEFAULT_NATS_URL
+        self.url = settings.server_url
         options = ConnectOptions.from_url(self.url, name="web", connect_timeout=CONNECT_SECONDS)
-        self.names = names = Names(urlsplit(self.url.rsplit(",", 1)[-1]).path)
+        self.names = names = Names(settings.virtual_host)
         self.pool = pool = ConnectionPool(options)
         self.workers: BucketMirror[LiveWorker] = BucketMirror(
             options, names.bucket("workers"), decode_worker

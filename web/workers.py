@@ -106,7 +106,9 @@ def _check_limits(workers: int | None, concurrency: int | None) -> None:
 
 
 def _told(result: ScalingResult) -> str:
-    before, after = result.before.worker_count, result.after.worker_count
-    if before == after:
-        return f"{after} workers are running"
-    return f"Workers scaled from {before} to {after} successfully"
+    before, after = result.before, result.after
+    if before.worker_count != after.worker_count:
+        return f"Workers scaled from {before.worker_count} to {after.worker_count} successfully"
+    if before.concurrency != after.concurrency:
+        return f"Concurrency scaled from {before.concurrency} to {after.concurrency} successfully"
+    return f"{after.worker_count} workers are running"

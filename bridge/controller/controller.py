@@ -58,7 +58,7 @@ class Controller:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
-        self._names = Names()
+        self._names = Names(settings.virtual_host)
         self._options = ConnectOptions.from_url(settings.nats_url, name="controller")
         options = worker_options(settings, environ)
         self._fleet = fleet = Fleet(options, settings.scaling.drain_seconds)

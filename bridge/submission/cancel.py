@@ -10,10 +10,9 @@ import msgspec
 
 from bridge.names import Names, escape
 from bridge.records import TaskState
-from bridge.submission.deadline import ANSWER_SECONDS, Deadline
 from bridge.submission.keys import TaskPlaces
 from bridge.submission.lookup import TaskLookup
-from bridge.submission.stored import Stored, check_id, not_found, read
+from bridge.submission.stored import Stored, about, not_found, read
 from bridge.submission.view import revoked_meta, state_of
 from bridge.topology import BUCKET_TTL_SECONDS
 from bridge.transport.headers import encode_message
@@ -68,10 +67,7 @@ class Canceller:
             TaskNotFound: nothing is stored under this id.
             NatsConnectionError: NATS cannot be reached.
         """
-        check_id(task_id)
-        deadline = Deadline(ANSWER_SECONDS)
-        with self._pool.connection() as connection:
-            js = JetStream(connection, deadline.remaining())
+        with about(self._pool, task_id) as js:
             answer = self._cancel(js, task_id, terminate=terminate)
         if answer is None:
             raise not_found(task_id)

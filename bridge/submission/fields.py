@@ -43,7 +43,7 @@ def _explain(reason: str, descriptions: dict[str, str]) -> str:
     elif match := _AT_FIELD.fullmatch(reason):
         reason, field = match.groups()
     else:
-        return f"body: {_inside(reason)}. Send an object with {', '.join(descriptions)}."
+        return f"body: {_inside(reason)}. Send an object; its fields are {', '.join(descriptions)}."
     return f"{field}: {_inside(reason)}. Send {_inside(descriptions[field])}"
 
 

@@ -12,9 +12,9 @@ import msgspec
 from bridge.errors import NatsConnectionError
 from bridge.names import Names
 from bridge.records import SNAPSHOT_KEY, ActiveTask, Snapshot
-from bridge.submission.deadline import ANSWER_SECONDS, Deadline
+from bridge.submission.deadline import ANSWER_SECONDS
 from bridge.submission.keys import TaskPlaces
-from bridge.submission.stored import check_id, decode_meta, not_found, read
+from bridge.submission.stored import about, check_id, decode_meta, not_found, read
 from bridge.submission.view import Known, TaskView, view_of
 from bridge.wire import Connection, ConnectionPool, JetStream, Message
 
@@ -62,10 +62,7 @@ class TaskLookup:
             TaskNotFound: nothing is stored under this id.
             NatsConnectionError: NATS cannot be reached.
         """
-        check_id(task_id)
-        deadline = Deadline(ANSWER_SECONDS)
-        with self._pool.connection() as connection:
-            js = JetStream(connection, deadline.remaining())
+        with about(self._pool, task_id) as js:
             known = read(js, self._names, task_id, self.active(task_id)).known
         return self._view(task_id, known)
 
@@ -105,7 +102,20 @@ class TaskLookup:
     def _view(self, task_id: str, known: Known) -> TaskView:
         if known.empty:
             raise not_found(task_id)
-        return view_of(task_id, known, self._clock(), show_tracebacks=self._show_tracebacks)
+        view = view_of(task_id, known, self._clock(), show_tracebacks=self._show_tracebacks)
+        return msgspec.structs.replace(view, worker=self._worker_id(view.worker))
+
+    def _worker_id(self, hostname: str | None) -> str | None:
+        """Return the id under which GET /api/v1/workers has the worker of this Celery hostname.
+
+        The fleet's own workers are shown without their host; results carry all of it.
+        """
+        snapshot = self._status.values.get(SNAPSHOT_KEY)
+        if hostname is None or snapshot is None:
+            return hostname
+        ids = {worker.worker_id for worker in snapshot.workers}
+        short = hostname.partition("@")[0]
+        return short if hostname not in ids and short in ids else hostname
 
     def active(self, task_id: str) -> ActiveTask | None:
         """The task's entry among those that run now, None when it does not run."""

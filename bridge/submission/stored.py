@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -9,9 +11,10 @@ import msgspec
 from bridge.errors import TaskNotFound
 from bridge.names import Names
 from bridge.records import ActiveTask, TaskRecord, TaskState
+from bridge.submission.deadline import ANSWER_SECONDS, Deadline
 from bridge.submission.keys import TaskPlaces
 from bridge.submission.view import Known, ResultMeta
-from bridge.wire import JetStream, Message
+from bridge.wire import ConnectionPool, JetStream, Message
 from bridge.wire.jetstream import is_expired, is_gone
 
 _decode_record = msgspec.json.Decoder(TaskRecord).decode
@@ -33,6 +36,18 @@ def check_id(task_id: str) -> None:
     """Raise TaskNotFound for what cannot be an id."""
     if len(task_id) > MAX_ID_CHARACTERS:
         raise not_found(task_id)
+
+
+@contextlib.contextmanager
+def about(pool: ConnectionPool, task_id: str) -> Iterator[JetStream]:
+    """Borrow a connection for what is to be answered about a task within ANSWER_SECONDS.
+
+    Raises TaskNotFound for what cannot be an id, NatsConnectionError.
+    """
+    check_id(task_id)
+    deadline = Deadline(ANSWER_SECONDS)
+    with pool.connection() as connection:
+        yield JetStream(connection, deadline.remaining())
 
 
 def _meta(result: Message) -> ResultMeta | None:

@@ -126,10 +126,12 @@ def test_of_two_requests_at_once_the_later_one_counts(service: RunningService) -
 
 def test_a_pool_is_brought_to_its_size(service: RunningService) -> None:
     """All workers have four slots; what is out of the limits names its fault."""
+    _scale(service, worker_count=2)
     answer = _scale(service, worker_count=2, concurrency=4)
     wrong = _scale(service, worker_count=2, concurrency=6)
 
     assert answer["status"] == "success", answer
+    assert answer["message"].startswith("Concurrency scaled from ")
     assert answer["data"]["after"] == {"worker_count": 2, "concurrency": 4}
     assert [worker["concurrency"] for worker in _workers(service).values()] == [4, 4]
     assert (wrong["error_code"], "1 to 5" in wrong["message"]) == ("INVALID_WORKER_CONFIG", True)

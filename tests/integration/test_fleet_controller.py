@@ -34,8 +34,9 @@ print(result.state)
 class RunningController:
     """The controller as a process of its own, with one worker, and its snapshot."""
 
-    def __init__(self, url: str, log: IO[str]) -> None:
-        self.url = url
+    def __init__(self, url: str, log: IO[str], virtual_host: str = "") -> None:
+        self.url = url = f"{url}/{virtual_host}"
+        self._names = Names(virtual_host)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "bridge", "controller"],
             env={**os.environ, "NATS_URL": url, "WORKER_COUNT": "1", "MAX_CONCURRENT_TASKS": "1"},
@@ -58,7 +59,7 @@ class RunningController:
         connection = Connection(ConnectOptions.from_url(self.url))
         try:
             connection.connect()
-            stored = Bucket(JetStream(connection), Names().bucket("status")).get(SNAPSHOT_KEY)
+            stored = Bucket(JetStream(connection), self._names.bucket("status")).get(SNAPSHOT_KEY)
         except (NatsConnectionError, JetStreamError):
             return None
         finally:
@@ -138,6 +139,21 @@ def test_sigterm_ends_controller_and_workers(controller: RunningController) -> N
     assert controller.process.wait(15) == 0
     assert [process for process in processes if process.is_running()] == []
     assert controller.snapshot_where(lambda s: s.workers == []).target_workers == 0
+
+
+def test_controller_works_in_the_virtual_host_of_its_url(
+    nats_server: NatsServer, tmp_path: Path
+) -> None:
+    """Figures and workers are found where NATS_URL says, as other Celery programs take it."""
+    with (tmp_path / "controller.log").open("w") as stream:
+        controller = RunningController(nats_server.url, stream, "shop")
+    try:
+        controller.snapshot_where(one_runs)
+
+        assert run_noop(controller.url) == "SUCCESS"
+        controller.snapshot_where(lambda s: s.figures.tasks_succeeded == 1)
+    finally:
+        controller.clean_up()
 
 
 def test_controller_waits_for_nats(nats_server: NatsServer, tmp_path: Path) -> None:

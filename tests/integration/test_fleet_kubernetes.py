@@ -87,6 +87,8 @@ def test_manifests_fit_one_another() -> None:
     scaled = by_kind["ScaledObject", "celery-worker"]["spec"]
 
     assert environ["FLEET_DRIVER"] == "kubernetes"
+    # Kubernetes would set NATS_PORT to the URL of a Service called nats, which is no port.
+    assert controller["spec"]["template"]["spec"]["enableServiceLinks"] is False
     assert environ["KUBERNETES_DEPLOYMENT"] == worker["metadata"]["name"]
     assert "replicas" not in worker["spec"]
     assert rule["resources"] == ["deployments/scale"]

@@ -72,9 +72,10 @@ def test_port_in_use(
     ("changes", "words"),
     [
         ({"WORKER_COUNT": "many"}, ["WORKER_COUNT", "many"]),
-        ({"NATS_URL": "nats://127.0.0.1:1"}, ["127.0.0.1:1"]),
+        ({"NATS_URL": "nats://127.0.0.1:1"}, ["NATS_URL", "127.0.0.1:1", "start it"]),
         ({"NATS_URL": "http://example.org"}, ["nats://host:port"]),
         ({"CELERY_APP": "no_such_module:app"}, ["no_such_module", "CELERY_APP"]),
+        ({"CELERY_APP": "json:dumps"}, ["json:dumps", "it is a function", "CELERY_APP"]),
         ({"NATS_SERVER_BIN": "/no/such/server"}, ["/no/such/server", "NATS_SERVER_BIN"]),
         ({"TASK_WORKER_CONFIG": "/no/such.yaml"}, ["/no/such.yaml", "TASK_WORKER_CONFIG"]),
         ({"ENVIRONMENT": "production", "API_HOST": "0.0.0.0"}, ["API_KEYS_FILE"]),

@@ -10,7 +10,7 @@ import pytest
 
 from bridge.errors import NatsConnectionError, TaskNotFound
 from bridge.names import escape
-from bridge.records import ActiveTask, Snapshot
+from bridge.records import ActiveTask, Snapshot, WorkerState
 from bridge.submission.lookup import TaskLookup
 from bridge.submission.request import Submission
 from bridge.wire import Message
@@ -30,6 +30,20 @@ def room(nats_server: NatsServer) -> Iterator[Room]:
 def _submit(room: Room, **fields: object) -> str:
     submission = Submission(task_type="test", task_data={"message": "hello"}, **fields)  # type: ignore[arg-type]
     return room.submitter.submit(submission).task_id
+
+
+def _snapshot(
+    *, workers: list[WorkerState] | None = None, active: list[ActiveTask] | None = None
+) -> Snapshot:
+    return Snapshot(
+        taken_epoch=time.time(),
+        controller_started_epoch=0.0,
+        worker_type="general",
+        max_concurrent_per_worker=1,
+        target_workers=1,
+        workers=workers or [],
+        active=active or [],
+    )
 
 
 def test_unknown_task_is_not_found(room: Room) -> None:
@@ -210,21 +224,35 @@ def test_unknown_task_cannot_be_cancelled(room: Room) -> None:
     assert room.tombstone("nobody") is None
 
 
+@pytest.mark.parametrize(
+    ("stored", "shown"),
+    [
+        ("general-worker-1@here", "general-worker-1"),
+        ("general-worker-1@there", "general-worker-1@there"),
+        ("gone-worker-1@here", "gone-worker-1@here"),
+    ],
+)
+def test_worker_is_called_as_the_list_of_workers_calls_it(
+    room: Room, stored: str, shown: str
+) -> None:
+    """The worker of a result is one that GET /api/v1/workers/<worker_id> finds, if it is there."""
+    ids = ["general-worker-1", "general-worker-1@there"]
+    room.set_snapshot(
+        _snapshot(workers=[WorkerState(worker_id=i, state="", worker_type="") for i in ids])
+    )
+    task_id = _submit(room)
+
+    room.store_result(task_id, status="SUCCESS", result=1, worker=stored)
+
+    assert room.lookup.get(task_id).worker == shown
+
+
 @pytest.mark.parametrize("terminate", [False, True])
 def test_running_task_is_ended_only_on_demand(room: Room, terminate: bool) -> None:
     """A running task is left alone unless terminate is asked for; then workers are told."""
     task_id = _submit(room)
     active = ActiveTask(task_id=task_id, task_type="test", worker_id="w", started_epoch=time.time())
-    room.set_snapshot(
-        Snapshot(
-            taken_epoch=time.time(),
-            controller_started_epoch=0.0,
-            worker_type="general",
-            max_concurrent_per_worker=1,
-            target_workers=1,
-            active=[active],
-        )
-    )
+    room.set_snapshot(_snapshot(active=[active]))
     told: list[Message] = []
     room.connection.subscribe(room.names.exchange_subjects("celery.pidbox"), told.append)
     room.connection.flush()

@@ -68,8 +68,8 @@ def test_each_refused_value_is_told_what_is_allowed(kind: type[msgspec.Struct], 
         ),
         (
             [],
-            "body: expected `object`, got `array`. Send an object with task_type, task_data, "
-            "priority, timeout, countdown, eta, expires.",
+            "body: expected `object`, got `array`. Send an object; its fields are task_type, "
+            "task_data, priority, timeout, countdown, eta, expires.",
         ),
     ],
 )
