@@ -34,7 +34,7 @@ from bridge.names import (
     bucket_stream,
     bucket_subject,
 )
-from bridge.stats.client import direct_get, header, session, store
+from bridge.stats.client import direct_get, header, keep_connected, store
 from bridge.stats.figures import decode_events
 from bridge.stats.pause import pause
 from bridge.wire import ConnectOptions
@@ -46,7 +46,6 @@ SILENT_SECONDS: Final = 20.0
 _RECONNECT_GRACE_SECONDS: Final = 35.0
 #: What a hanging worker gets to end by itself.
 _HANG_GRACE_SECONDS: Final = 2.0
-_RETRY_SECONDS: Final = 0.5
 _NAMESPACE: Final = Path("/proc/self/ns/pid")
 
 log = get_logger("bridge.controller")
@@ -101,19 +100,9 @@ class HostKeeper:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Keep the host until `stop` is set, over any number of lost connections."""
-        told = False
-        while not stop.is_set():
-            try:
-                async with session(self._options) as client:
-                    told = False
-                    await self._attend(client, stop)
-            except (NatsConnectionError, LookupError) as error:
-                if not told:
-                    log.warning("host without NATS", host=self.host, reason=str(error))
-                told = True
-                await pause(_RETRY_SECONDS, stop)
-            finally:
-                self._client = None
+        await keep_connected(
+            self._options, lambda client: self._attend(client, stop), stop, part="host"
+        )
 
     async def leave(self) -> None:
         """Take no new workers from now on, and let the others know."""
@@ -171,11 +160,14 @@ class HostKeeper:
             await client.subscribe(subject, cb=self._on_heartbeat)
         await self._serve(client)
         self._client, self.connected_at = client, time.monotonic()
-        while not stop.is_set():
-            self._wake.clear()
-            await self._turn(client)
-            await pause(PERIOD_SECONDS, stop, self._wake)
-        await self._release(client)
+        try:
+            while not stop.is_set():
+                self._wake.clear()
+                await self._turn(client)
+                await pause(PERIOD_SECONDS, stop, self._wake)
+            await self._release(client)
+        finally:
+            self._client = None
 
     async def _turn(self, client: Client) -> None:
         await self._claim(client)

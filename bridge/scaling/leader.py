@@ -21,13 +21,12 @@ from bridge.errors import BridgeError, NatsConnectionError
 from bridge.logs import get_logger
 from bridge.names import Names, bucket_stream, bucket_subject
 from bridge.records import LEADER_KEY
-from bridge.stats.client import direct_get, header, session, store
+from bridge.stats.client import direct_get, header, keep_connected, store
 from bridge.stats.pause import pause
 from bridge.wire import ConnectOptions
 
 #: A leader that died is followed by another after this long, at the latest about twice.
 LEADER_TTL_SECONDS: Final = 4
-_RECONNECT_SECONDS: Final = 0.5
 _EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 _EXPECTED_SUBJECT: Final = "Nats-Expected-Last-Subject-Sequence-Subject"
 
@@ -64,19 +63,9 @@ class Leader:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Lead whenever possible until `stop` is set, over any number of lost connections."""
-        told = False
-        while not stop.is_set():
-            try:
-                async with session(self._options) as client:
-                    told = False
-                    await self._campaign(client, stop)
-            except NatsConnectionError as error:
-                if not told:
-                    log.warning("leadership uncertain", name=self.name, reason=str(error))
-                told = True
-                await pause(_RECONNECT_SECONDS, stop)
-            finally:
-                self._client = None
+        await keep_connected(
+            self._options, lambda client: self._campaign(client, stop), stop, part="leader"
+        )
 
     async def put(self, key: str, value: bytes) -> None:
         """Store `value` in the bucket `status`, as the leader only.
@@ -109,13 +98,16 @@ class Leader:
 
     async def _campaign(self, client: Client, stop: asyncio.Event) -> None:
         self._client = client
-        while not stop.is_set():
+        try:
+            while not stop.is_set():
+                async with self._lock:
+                    await self._hold_or_take()
+                # Spread, so that several candidates do not ask as one.
+                await pause(self._ttl_seconds * random.uniform(0.2, 0.3), stop)  # noqa: S311
             async with self._lock:
-                await self._hold_or_take()
-            # Spread, so that several candidates do not ask as one.
-            await pause(self._ttl_seconds * random.uniform(0.2, 0.3), stop)  # noqa: S311
-        async with self._lock:
-            await self._release()
+                await self._release()
+        finally:
+            self._client = None
 
     async def _hold_or_take(self) -> None:
         """Store the key anew if it is free or ours."""

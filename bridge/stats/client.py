@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -19,10 +19,12 @@ from nats.js.errors import APIError
 
 from bridge.errors import NatsConnectionError, NatsTimeout
 from bridge.logs import get_logger
-from bridge.wire import ConnectOptions
+from bridge.stats.pause import pause
+from bridge.wire import ConnectOptions, JetStreamError
 
 REQUEST_TIMEOUT_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5
+_RECONNECT_SECONDS: Final = 0.5
 _END_OF_BATCH: Final = "204"
 _NOT_FOUND: Final = "404"
 _WRONG_LAST_SEQUENCE: Final = 10071
@@ -44,6 +46,36 @@ async def session(options: ConnectOptions) -> AsyncIterator[Client]:
         yield client
     finally:
         await client.close()
+
+
+async def keep_connected(
+    options: ConnectOptions,
+    work: Callable[[Client], Awaitable[None]],
+    stop: asyncio.Event,
+    *,
+    part: str,
+    prepare: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Await `work` on a connection, and again on the next one when that is lost, until `stop`.
+
+    `prepare` is awaited before each connection and may raise what lost connections raise. `part`
+    tells the log who is without NATS, once for each outage.
+    """
+    lost = False
+    while not stop.is_set():
+        try:
+            if prepare is not None:
+                await prepare()
+            async with session(options) as client:
+                if lost:
+                    log.info("with NATS again", part=part)
+                lost = False
+                await work(client)
+        except (NatsConnectionError, JetStreamError, LookupError) as error:
+            if not lost:
+                log.warning("without NATS", part=part, reason=str(error))
+            lost = True
+            await pause(_RECONNECT_SECONDS, stop)
 
 
 def _arguments(options: ConnectOptions) -> dict[str, Any]:

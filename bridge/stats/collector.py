@@ -14,23 +14,21 @@ from typing import Final
 import msgspec
 from nats.aio.client import Client
 
-from bridge.errors import NatsConnectionError
 from bridge.logs import get_logger
 from bridge.names import Names, bucket_stream, bucket_subject
 from bridge.records import SNAPSHOT_KEY, Snapshot
-from bridge.stats.client import direct_get, request, session
+from bridge.stats.client import direct_get, keep_connected, request
 from bridge.stats.figures import Figures
 from bridge.stats.pause import pause
 from bridge.stats.reading import read_events, read_queues, read_workers
 from bridge.stats.snapshot import FleetView, active_tasks, worker_states
-from bridge.wire import ConnectOptions, JetStreamError
+from bridge.wire import ConnectOptions
 
 #: Key of the figures in the bucket `status`.
 FIGURES_KEY: Final = "figures"
 PERIOD_SECONDS: Final = 0.5
 #: Period while somebody waits for the next snapshot.
 HURRIED_SECONDS: Final = 0.1
-_RECONNECT_SECONDS: Final = 0.5
 
 log = get_logger("bridge.stats")
 _decode_figures = msgspec.json.Decoder(Figures).decode
@@ -70,20 +68,13 @@ class Collector:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, over any number of lost connections; then once more."""
-        interrupted = False
-        while not stop.is_set():
-            try:
-                await self._prepare()
-                async with session(self._options) as client:
-                    if interrupted:
-                        log.info("statistics resumed")
-                    interrupted = False
-                    await self._observe(client, stop)
-            except (NatsConnectionError, JetStreamError, LookupError) as error:
-                if not interrupted:
-                    log.warning("statistics interrupted", reason=str(error))
-                interrupted = True
-                await pause(_RECONNECT_SECONDS, stop)
+        await keep_connected(
+            self._options,
+            lambda client: self._observe(client, stop),
+            stop,
+            part="figures",
+            prepare=self._prepare,
+        )
 
     async def next(self) -> Snapshot:
         """Return the next snapshot, taken and stored sooner than it would be otherwise."""
