@@ -11,9 +11,12 @@ from celery import Celery
 from kombu import Connection
 
 from tests.support.celery_client import close_app, make_app
+from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 
 Connect = Callable[..., Connection]
+#: Virtual host of `foreign_worker`, on the shared server.
+FOREIGN_VHOST = "foreign"
 
 
 @pytest.fixture
@@ -44,3 +47,15 @@ def app(nats_server: NatsServer) -> Iterator[Celery]:
     app = make_app(nats_server.url, task_default_queue="foreign")
     yield app
     close_app(app)
+
+
+@pytest.fixture(scope="module")
+def foreign_worker(
+    shared_nats: NatsServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CeleryWorker]:
+    """One prefork worker of the foreign app for all tests of a module."""
+    url = f"{shared_nats.url}/{FOREIGN_VHOST}"
+    worker = CeleryWorker(url, tmp_path_factory.mktemp("worker"), name="foreign", concurrency=3)
+    worker.start()
+    yield worker
+    worker.stop()

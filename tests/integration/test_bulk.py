@@ -14,19 +14,16 @@ from celery.result import GroupResult
 from kombu import Connection, Exchange, Producer, Queue
 
 from bridge.bulk import apply_many, can_be_alike
-from bridge.names import Names
 from bridge.transport.batch import BatchNotStored
-from bridge.wire import Connection as Wire
-from bridge.wire import ConnectOptions, JetStream, Message, PayloadTooLarge
+from bridge.wire import Message, PayloadTooLarge
 from tests.integration.conftest import Connect
+from tests.support.bulk import MANY, Client, Store, double
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.inbox import Inbox
 from tests.support.nats import NatsServer
 
 GET_SECONDS = 20.0
-#: More than one window of a batch.
-MANY = 600
 #: What is another for each call, and what counts from the call's own time.
 _OWN = {"Celery-id", "Correlation-Id", "Celery-eta", "Celery-expires", "Nats-Schedule"}
 #: What the server adds on reading.
@@ -36,48 +33,8 @@ _READ_AS = {
 }
 
 
-def double(x: Any, word: str = "") -> Any:
-    return x * 2
-
-
 def add(x: int, y: int) -> int:
     return x + y
-
-
-class Store:
-    """What stands in the task stream of one virtual host."""
-
-    def __init__(self, url: str, names: Names) -> None:
-        self.names = names
-        self._wire = Wire(ConnectOptions.from_url(url))
-        self._wire.connect()
-        self.js = JetStream(self._wire)
-
-    def messages(self, subjects: str = ">") -> list[Message]:
-        found: list[Message] = []
-        first: int | None = 1
-        while first is not None:
-            page, first = self.js.page(self.names.task_stream, subjects, first)
-            found += page
-        return found
-
-    def ids(self) -> list[str]:
-        return [message.headers["Celery-id"] for message in self.messages()]
-
-    def close(self) -> None:
-        self._wire.close()
-
-
-class Client:
-    """An app with one task, `double`, in a virtual host of its own."""
-
-    def __init__(self, url: str, vhost: str, **settings: Any) -> None:
-        self.app = make_app(f"{url}/{vhost}", **settings)
-        self.task: Task = self.app.task(double, name="double", shared=False)
-        self.url, self.names = url, Names(vhost)
-
-    def store(self) -> Store:
-        return Store(self.url, self.names)
 
 
 @pytest.fixture
@@ -94,14 +51,6 @@ def store(client: Client) -> Iterator[Store]:
     store = client.store()
     yield store
     store.close()
-
-
-@pytest.fixture
-def mortal(nats_server: NatsServer, name: str) -> Iterator[Client]:
-    """A client of a server that the test may kill; a request may take half a second."""
-    client = Client(nats_server.url, name, broker_transport_options={"timeout": 0.5})
-    yield client
-    close_app(client.app)
 
 
 def comparable(message: Message) -> dict[str, str]:
@@ -197,86 +146,6 @@ def test_refused_by_jetstream(client: Client, store: Store) -> None:
     ids = [result.id for result in caught.value.results]
     assert list(caught.value.refused) == [ids[1]]
     assert store.ids() == [ids[0], ids[2]]
-
-
-class Killing:
-    """Kills the server when it is encoded."""
-
-    def __init__(self, server: NatsServer) -> None:
-        self._server = server
-
-    def __json__(self) -> str:
-        self._server.kill()
-        return "killed"
-
-
-def test_server_killed_in_the_middle(mortal: Client, nats_server: NatsServer) -> None:
-    """Every call is stored, in doubt or told not to be sent; nothing is lost in silence."""
-    calls: list[Any] = [((n,), {}) for n in range(3 * MANY)]
-    calls[MANY] = ((Killing(nats_server),), {})
-
-    with pytest.raises(BatchNotStored) as caught:
-        apply_many(mortal.task, calls)
-
-    nats_server.start()
-    store = mortal.store()
-    ids = [result.id for result in caught.value.results]
-    told = caught.value.in_doubt.keys() | caught.value.refused.keys()
-    assert store.ids() == [task_id for task_id in ids if task_id not in told]
-    assert ids[MANY] in caught.value.in_doubt
-    assert set(ids[-MANY:]) <= caught.value.refused.keys()
-    store.close()
-
-
-def test_silent_server_leaves_a_window_in_doubt(mortal: Client, nats_server: NatsServer) -> None:
-    """No answer in time: what was sent may be stored, and was here; the rest was not sent."""
-    apply_many(mortal.task, [((0,), {})])
-    with nats_server.frozen(), pytest.raises(BatchNotStored) as caught:
-        apply_many(mortal.task, [((n,), {}) for n in range(MANY)])
-
-    store = mortal.store()
-    ids = [result.id for result in caught.value.results]
-    doubtful = list(caught.value.in_doubt)
-    assert 0 < len(doubtful) < MANY
-    assert ids[: len(doubtful)] == doubtful
-    assert list(caught.value.refused) == ids[len(doubtful) :]
-    assert set(store.ids()[1:]) <= set(doubtful)
-    # The pool gave up the connection in question; the next call has another.
-    [after] = apply_many(mortal.task, [((0,), {})])
-    assert after.id in store.ids()
-    store.close()
-
-
-def test_server_restarted_between_two_bulks(mortal: Client, nats_server: NatsServer) -> None:
-    """A connection that broke while idle is made anew, as `apply_async` does."""
-    apply_many(mortal.task, [((1,), {})])
-    nats_server.kill()
-    nats_server.start()
-
-    results = apply_many(mortal.task, [((2,), {}), ((3,), {})])
-
-    store = mortal.store()
-    assert store.ids()[1:] == [result.id for result in results]
-    store.close()
-
-
-def test_connection_lost_on_the_way_to_an_exchange(nats_server: NatsServer, name: str) -> None:
-    """Asking for the queues of an exchange fails: what waits in the batch is told, not dropped."""
-    exchange = Exchange(name, "topic")
-    queue = Queue(name, exchange, routing_key="#")
-    with Connection(nats_server.url) as connection:
-        producer = Producer(connection, exchange)
-
-        def publish_over_a_crash() -> None:
-            with producer.batch():
-                producer.publish(1, routing_key="a", message_id="first", declare=[queue])
-                nats_server.kill()
-                producer.publish(2, routing_key="a", message_id="second", retry=True)
-
-        with pytest.raises(BatchNotStored) as caught:
-            publish_over_a_crash()
-
-    assert list(caught.value.refused) == ["first", "second"]
 
 
 def test_signal_receivers_see_each_call(client: Client, store: Store) -> None:

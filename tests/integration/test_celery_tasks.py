@@ -11,44 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery
 from celery.exceptions import TaskRevokedError
-from celery.result import AsyncResult, GroupResult, allow_join_result
+from celery.result import AsyncResult
 
 from bridge.names import DEFAULT_PRIORITY, Names
 from bridge.wire import Connection, ConnectOptions, JetStream
+from tests.integration.conftest import FOREIGN_VHOST
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
-from tests.support.nats import NatsServer
 
-VHOST = "celery-tasks"
-NAMES = Names(VHOST)
+NAMES = Names(FOREIGN_VHOST)
 GET_SECONDS = 20.0
 
-
-@pytest.fixture(scope="module")
-def url(shared_nats: NatsServer) -> str:
-    return f"{shared_nats.url}/{VHOST}"
+Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def worker(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CeleryWorker]:
-    """One prefork worker of the foreign app for all tests here."""
-    worker = CeleryWorker(url, tmp_path_factory.mktemp("worker"), name="tasks", concurrency=3)
-    worker.start()
-    yield worker
-    worker.stop()
-
-
-@pytest.fixture(scope="module")
-def app(url: str, worker: CeleryWorker) -> Iterator[Celery]:
+def app(foreign_worker: CeleryWorker) -> Iterator[Celery]:
     """A client that knows the tasks only by their names."""
-    app = make_app(url, task_default_queue="foreign")
+    app = make_app(foreign_worker.url, task_default_queue="foreign")
     yield app
     close_app(app)
-
-
-Call = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +45,9 @@ def call(app: Celery) -> Call:
     return call
 
 
-def task(app: Celery, name: str, *args: Any, **options: Any) -> Any:
-    """A signature for canvas."""
-    return app.signature(f"foreign.{name}", args=args, **options)
-
-
 @pytest.fixture
-def js(url: str, worker: CeleryWorker) -> Iterator[JetStream]:
-    connection = Connection(ConnectOptions.from_url(url))
+def js(foreign_worker: CeleryWorker) -> Iterator[JetStream]:
+    connection = Connection(ConnectOptions.from_url(foreign_worker.url))
     connection.connect()
     yield JetStream(connection)
     connection.close()
@@ -86,7 +65,7 @@ def test_result_comes_back(call: Call) -> None:
     assert call("shared") == "shared"
 
 
-def test_result_tells_of_its_task(app: Celery, worker: CeleryWorker) -> None:
+def test_result_tells_of_its_task(app: Celery, foreign_worker: CeleryWorker) -> None:
     """Name, worker and times are kept with the result."""
     before = time.time()
     result = app.send_task("foreign.add", (1, 1))
@@ -95,7 +74,7 @@ def test_result_tells_of_its_task(app: Celery, worker: CeleryWorker) -> None:
     meta = app.backend.get_task_meta(result.id)
 
     assert meta["name"] == "foreign.add"
-    assert meta["worker"] == worker.hostname
+    assert meta["worker"] == foreign_worker.hostname
     assert meta["retries"] == 0
     assert before - 1 < meta["started_epoch"] <= meta["finished_epoch"] < time.time() + 1
 
@@ -308,78 +287,6 @@ def test_signals_fire_in_the_pool(app: Celery) -> None:
     assert [line.split()[0] for line in told] == ["prerun", "on_success", "postrun"]
 
 
-def test_chain_passes_results_on(app: Celery) -> None:
-    """((1 + 2) + 3) + 4."""
-    result = chain(task(app, "add", 1, 2), task(app, "add", 3), task(app, "add", 4))()
-
-    assert result.get(timeout=GET_SECONDS) == 10
-    assert result.parent.get(timeout=GET_SECONDS) == 6
-
-
-def test_group_of_a_hundred(app: Celery) -> None:
-    """All results, in the order of the tasks."""
-    result = group([task(app, "add", n, n) for n in range(100)], app=app)()
-
-    assert result.get(timeout=GET_SECONDS) == [2 * n for n in range(100)]
-    assert result.successful()
-
-
-def test_group_is_restored_by_its_id(app: Celery) -> None:
-    """Another process may wait for it."""
-    result = group([task(app, "add", n, 1) for n in range(5)], app=app)()
-    result.save()
-
-    restored = GroupResult.restore(result.id, app=app)
-
-    assert restored.get(timeout=GET_SECONDS) == [1, 2, 3, 4, 5]
-
-
-def test_chord_runs_its_body_once_all_are_done(app: Celery) -> None:
-    """The body gets all results of its header."""
-    header = [task(app, "add", n, n) for n in range(50)]
-
-    result = chord(header, app=app)(task(app, "total"))
-
-    assert result.get(timeout=GET_SECONDS) == sum(2 * n for n in range(50))
-
-
-def test_chord_fails_with_its_header(app: Celery) -> None:
-    """The body does not run, and whoever waits for it learns why."""
-    header = [task(app, "add", 1, 1), task(app, "fail", "in the header")]
-
-    result = chord(header, app=app)(task(app, "total"))
-
-    with pytest.raises(Exception, match="in the header"):
-        result.get(timeout=GET_SECONDS)
-
-
-def test_canvas_nests(app: Celery) -> None:
-    """A chain with a group in the middle becomes a chord, and chords nest."""
-    doubled = group([task(app, "add", n, n) for n in range(3)], app=app)
-    inner = chord([task(app, "add", 1, 1), task(app, "add", 2, 2)], task(app, "total"), app=app)
-    outer = chord([inner, task(app, "add", 10, 10)], task(app, "total"), app=app)
-
-    assert chain(doubled, task(app, "total"))().get(timeout=GET_SECONDS) == 6
-    assert outer().get(timeout=GET_SECONDS) == 26
-
-
-def test_task_replaces_itself_by_a_workflow(call: Call) -> None:
-    """The caller waits for the task and gets the workflow's result."""
-    assert call("replaced", [1, 2, 3]) == 12
-
-
-def test_callbacks_and_errbacks(app: Celery, tmp_path: Path) -> None:
-    """`link` gets the result."""
-    file = tmp_path / "linked"
-    callback = app.signature("foreign.record", args=(str(file), "linked"), immutable=True)
-    app.send_task("foreign.add", (1, 1), link=callback).get(timeout=GET_SECONDS)
-
-    deadline = time.monotonic() + 10
-    while not (file.exists() and "end linked" in file.read_text()):
-        assert time.monotonic() < deadline, "the callback did not run"
-        time.sleep(0.02)
-
-
 def test_result_over_max_payload_is_a_failure(app: Celery) -> None:
     """The task ends, and says what to do about it."""
     result = app.send_task("foreign.big", (9_000_000,))
@@ -416,13 +323,3 @@ def test_states_are_seen_on_the_way(app: Celery, tmp_path: Path) -> None:
 
     assert result.get(timeout=GET_SECONDS).startswith("x by")
     assert result.state == "SUCCESS"
-
-
-def test_subtask_results_can_be_joined(app: Celery) -> None:
-    """`collect` walks a result and its children."""
-    result = chain(task(app, "add", 1, 1), task(app, "add", 1))()
-
-    with allow_join_result():
-        values = [value for _, value in result.collect()]
-
-    assert values == [3]

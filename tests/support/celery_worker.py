@@ -40,7 +40,7 @@ class CeleryWorker:
     ) -> None:
         self.hostname = f"{name}@{socket.gethostname()}"
         self.log = directory / f"{name}.log"
-        self._url = url
+        self.url = url
         self._command = [
             *(sys.executable, "-m", "celery", "-A", app, "worker", "-n", self.hostname, "-E"),
             *("-P", pool, "-c", str(concurrency), "-l", "INFO", *arguments),
@@ -64,14 +64,12 @@ class CeleryWorker:
 
     def start(self) -> None:
         """Start the worker and return once it consumes."""
-        options = ConnectOptions.from_url(self._url)
+        options = ConnectOptions.from_url(self.url)
         announced: list[Message] = []
         connection = Connection(options)
         connection.connect()
         try:
-            bucket = Names(self._url.rpartition("/")[2] if self._has_vhost else "").bucket(
-                "workers"
-            )
+            bucket = Names(self.url.rpartition("/")[2] if self._has_vhost else "").bucket("workers")
             connection.subscribe(f"$KV.{bucket}.{escape(self.hostname)}", announced.append)
             connection.flush()
             self.spawn()
@@ -81,7 +79,7 @@ class CeleryWorker:
 
     @property
     def _has_vhost(self) -> bool:
-        return self._url.count("/") > 2
+        return self.url.count("/") > 2
 
     def spawn(self) -> None:
         """Start the worker and wait for nothing."""

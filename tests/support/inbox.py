@@ -5,12 +5,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer, Producer, Queue
 from kombu.message import Message
 
 RECEIVE_SECONDS = 10.0
 #: How long nothing must come for "nothing comes": many times what a message takes here.
 QUIET_SECONDS = 0.3
+
+
+def send(connection: Connection, queue: Queue, *bodies: Any, **options: Any) -> None:
+    """Publish each body to a durable queue."""
+    with connection.channel() as channel:
+        producer = Producer(channel)
+        for body in bodies:
+            producer.publish(body, routing_key=queue.name, declare=[queue], **options)
 
 
 class Inbox:
