@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -18,11 +19,14 @@ from bridge.names import Names
 from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.server import LOOPBACK, binary_version, find_binary, port_in_use
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from config.schema import FIELDS
 from config.settings import Settings, check_exposure, masked
 from web.auth import ApiKeys
 
 #: A snapshot older than this is from a controller that no longer runs.
 _FRESH_SECONDS: Final = 10.0
+#: So alike (1 is the same) is a name to what it was meant to be, as WORKER_CUONT.
+_MISSPELT: Final = 0.9
 
 
 class Finding(NamedTuple):
@@ -36,6 +40,7 @@ class Finding(NamedTuple):
 def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
     """Run every check; none changes anything."""
     checks: list[tuple[str, Callable[[], str]]] = [
+        ("environment", lambda: _environment(environ)),
         ("exposure", lambda: _exposure(settings)),
         ("celery app", lambda: _celery_app(settings, environ)),
         ("nats", lambda: _nats(settings, environ)),
@@ -63,6 +68,14 @@ def _finding(name: str, check: Callable[[], str]) -> Finding:
         return Finding(name, True, check())
     except BridgeError as error:
         return Finding(name, False, str(error))
+
+
+def _environment(environ: Mapping[str, str]) -> str:
+    known = [field.env for field in FIELDS]
+    for name in sorted(environ.keys() - set(known)):
+        if meant := difflib.get_close_matches(name, known, 1, _MISSPELT):
+            raise ConfigError(f"{name} is no setting and has no effect; did you mean {meant[0]}?")
+    return "no variable looks misspelt"
 
 
 def _exposure(settings: Settings) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from flask import Flask, g, request
 
 from config.settings import Settings
@@ -17,23 +15,12 @@ from web.responses import register_error_handlers
 _OPEN = frozenset({"status.health", "status.ready", "documentation.page", "documentation.part"})
 
 
-def create_app(
-    settings: Settings, resources: Resources | None = None, started_epoch: float | None = None
-) -> Flask:
-    """Return the application.
+def create_app(settings: Settings, resources: Resources, started_epoch: float) -> Flask:
+    """Return the application of the service that was started then, in seconds since 1970.
 
-    Args:
-        settings: of the service.
-        resources: started by the caller; None makes and starts them here, in this process.
-        started_epoch: when the service was started, in seconds since 1970; None is now.
-
-    Raises:
-        ConfigError: the API keys or the NATS URL cannot be used.
+    Raises ConfigError when the API keys cannot be used.
     """
     keys = ApiKeys.load(settings.api_keys_file)
-    if resources is None:
-        resources = Resources(settings)
-        resources.start()
     app = Flask(__name__, static_folder=None)
     app.url_map.redirect_defaults = False
     attach(
@@ -42,7 +29,7 @@ def create_app(
             settings=settings,
             keys=keys,
             resources=resources,
-            started_epoch=time.time() if started_epoch is None else started_epoch,
+            started_epoch=started_epoch,
         ),
     )
     if keys.required:

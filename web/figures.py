@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import version
 
 from bridge.envelope import from_epoch
 from bridge.errors import ServiceUnavailable
@@ -25,7 +26,7 @@ from web.models import (
 )
 
 SERVICE = "task-worker"
-VERSION = "1.0.0"
+VERSION = version("celery-nats-bridge")
 #: The controller writes about twice a second; older than this it counts as down.
 STALE_SECONDS = 10.0
 

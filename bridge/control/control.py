@@ -39,18 +39,6 @@ class Control:
         self._guard = threading.Lock()
         self._turns: dict[str, threading.Lock] = {}
 
-    def ping(self, worker_id: str) -> bool:
-        """Return whether the worker's event loop answers in time.
-
-        Raises:
-            NatsConnectionError: the broker cannot be reached, so nothing is known.
-        """
-        try:
-            self.ask(worker_id, "ping")
-        except WorkerSilent:
-            return False
-        return True
-
     def stats(self, worker_id: str) -> dict[str, Any]:
         """Return what `celery inspect stats` shows of one worker.
 
@@ -60,17 +48,6 @@ class Control:
         """
         answer: dict[str, Any] = self.ask(worker_id, "stats")
         return answer
-
-    def shutdown(self, worker_id: str) -> None:
-        """Ask a worker for a warm shutdown: it ends what it runs and takes no more.
-
-        Celery's workers do not answer this one, so nothing is known of its success.
-
-        Raises:
-            NatsConnectionError: the broker cannot be reached.
-        """
-        with self._connection() as connection:
-            self._app.control.broadcast("shutdown", destination=[worker_id], connection=connection)
 
     def resize(self, worker_id: str, target: int) -> Resized:
         """Bring the pool of one worker to `target` slots (at least 1), ending no task.

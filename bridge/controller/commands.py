@@ -42,6 +42,7 @@ from bridge.records import (
 )
 from bridge.scaling import Autoscaler, Leader, NotLeading
 from bridge.stats import Collector
+from config.settings import Scaling
 
 #: One more snapshot is waited for so long, whatever the deadline.
 _LOOK_SECONDS: Final = 2.0
@@ -50,19 +51,6 @@ log = get_logger("bridge.controller")
 _SUPERSEDED: Final = (
     "A later command to the fleet came before this one was done; the later one counts."
 )
-
-
-class CommandPolicy(msgspec.Struct, kw_only=True, frozen=True):
-    """What the settings say about commands."""
-
-    #: whether a gear that a command does not name follows the load
-    automatic: bool
-    #: how long a command may take before it is answered as not done
-    answer_seconds: float
-    #: how long a size holds against the autoscaler where the command names no time
-    hold_seconds: float
-    #: how long a worker may finish its tasks
-    drain_seconds: float
 
 
 class Commands:
@@ -78,7 +66,7 @@ class Commands:
         collector: Collector,
         fleet: Fleet,
         keeper: HostKeeper,
-        policy: CommandPolicy,
+        scaling: Scaling,
     ) -> None:
         self._names = names
         self._leader = leader
@@ -87,10 +75,10 @@ class Commands:
         self._collector = collector
         self._fleet = fleet
         self._keeper = keeper
-        self._automatic = policy.automatic
-        self._answer_seconds = policy.answer_seconds
-        self._hold_seconds = policy.hold_seconds
-        self._drain_seconds = policy.drain_seconds
+        self._automatic = scaling.automatic
+        self._answer_seconds = scaling.answer_seconds
+        self._hold_seconds = scaling.manual_hold_seconds
+        self._drain_seconds = scaling.drain_seconds
         #: counts commands that change the target: who waits for an earlier one gives up
         self._latest = 0
         #: one at a time changes the target
@@ -181,7 +169,7 @@ class Commands:
                 hold_seconds=command.hold_seconds or (hold if self._automatic else None),
             )
         except ValueError as error:
-            raise InvalidWorkerConfig(f"{error}; or change the limits in the settings.") from error
+            raise InvalidWorkerConfig(str(error)) from error
         except NotLeading as error:
             raise ScalingError(f"{error}.", status=503) from error
 

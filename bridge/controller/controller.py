@@ -17,7 +17,7 @@ from typing import Final
 from nats.aio.client import Client
 
 from bridge.control import Control
-from bridge.controller.commands import CommandPolicy, Commands
+from bridge.controller.commands import Commands
 from bridge.controller.driver import Driver
 from bridge.controller.host import HostKeeper
 from bridge.controller.lead import Placement
@@ -93,12 +93,7 @@ class Controller:
             collector=self._collector,
             fleet=fleet,
             keeper=self._keeper,
-            policy=CommandPolicy(
-                automatic=settings.scaling.automatic,
-                answer_seconds=settings.scaling.answer_seconds,
-                hold_seconds=settings.scaling.manual_hold_seconds,
-                drain_seconds=settings.scaling.drain_seconds,
-            ),
+            scaling=settings.scaling,
         )
 
     def _replicas(self, options: WorkerOptions, control: Control) -> Driver:
@@ -266,10 +261,10 @@ async def _lasting(
         try:
             await work(stop)
         except BridgeError as error:
-            log.error(f"{name} failed", reason=str(error))
+            log.error("part failed", part=name, reason=str(error))
             await pause(_RETRY_SECONDS, stop)
         except Exception:
-            log.exception(f"{name} failed")
+            log.exception("part failed", part=name)
             await pause(_FAULT_SECONDS, stop)
 
 

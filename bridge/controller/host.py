@@ -34,7 +34,7 @@ from bridge.names import (
     bucket_stream,
     bucket_subject,
 )
-from bridge.stats.client import direct_get, header, keep_connected, store
+from bridge.stats.client import direct_get, header, is_marker, keep_connected, store
 from bridge.stats.figures import decode_events
 from bridge.stats.pause import pause
 from bridge.wire import ConnectOptions
@@ -115,7 +115,7 @@ class HostKeeper:
         subject = self._subject(HOST_KEYS)
         query = {"multi_last": [subject]}
         found = await direct_get(self.client, bucket_stream(self._bucket), query)
-        return [_decode_host(each.data) for each in found if not _is_marker(each)]
+        return [_decode_host(each.data) for each in found if not is_marker(each)]
 
     def record(self) -> HostRecord:
         """Return what there is to tell of this host."""
@@ -198,7 +198,7 @@ class HostKeeper:
             return
         query = {"multi_last": [self._subject(host_key(self.host))]}
         [*found] = await direct_get(client, bucket_stream(self._bucket), query)
-        holder = None if not found or _is_marker(found[0]) else _decode_host(found[0].data)
+        holder = None if not found or is_marker(found[0]) else _decode_host(found[0].data)
         if holder is not None and not self._may_follow(holder):
             await self._give_way(holder)
             return
@@ -309,10 +309,6 @@ class HostKeeper:
         if self._client is None:
             raise NatsConnectionError("the controller has no connection to NATS, it connects again")
         return self._client
-
-
-def _is_marker(message: Msg) -> bool:
-    return bool(header(message, "KV-Operation") or header(message, "Nats-Marker-Reason"))
 
 
 def _pid_namespace() -> str:

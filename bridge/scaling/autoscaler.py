@@ -187,9 +187,15 @@ class Autoscaler:
     def _check(self, workers: int | None, concurrency: int | None) -> None:
         limits = self._limits
         if workers is not None and not limits.min_workers <= workers <= limits.max_workers:
-            raise ValueError(f"workers: {limits.min_workers} to {limits.max_workers}")
+            raise ValueError(
+                f"worker_count: {limits.min_workers} to {limits.max_workers} are allowed, not "
+                f"{workers}; MIN_WORKERS and MAX_WORKERS say so."
+            )
         if concurrency is not None and not 1 <= concurrency <= limits.max_concurrent:
-            raise ValueError(f"concurrency: 1 to {limits.max_concurrent}")
+            raise ValueError(
+                f"concurrency: 1 to {limits.max_concurrent} are allowed, not {concurrency}; "
+                "MAX_CONCURRENT_TASKS says so."
+            )
 
     # -- the loop ------------------------------------------------------------------------
 

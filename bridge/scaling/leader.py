@@ -21,7 +21,7 @@ from bridge.errors import BridgeError, NatsConnectionError
 from bridge.logs import get_logger
 from bridge.names import Names, bucket_stream, bucket_subject
 from bridge.records import LEADER_KEY
-from bridge.stats.client import direct_get, header, keep_connected, store
+from bridge.stats.client import direct_get, header, is_marker, keep_connected, store
 from bridge.stats.pause import pause
 from bridge.wire import ConnectOptions
 
@@ -41,12 +41,17 @@ class Leader:
     """Campaigns while `run` runs. `name` must differ from every other controller's."""
 
     def __init__(
-        self, options: ConnectOptions, names: Names, *, name: str, ttl_seconds: int = 0
+        self,
+        options: ConnectOptions,
+        names: Names,
+        *,
+        name: str,
+        ttl_seconds: int = LEADER_TTL_SECONDS,
     ) -> None:
         self.name = name
         self._options = options
         self._bucket = names.bucket("status")
-        self._ttl_seconds = ttl_seconds or LEADER_TTL_SECONDS
+        self._ttl_seconds = ttl_seconds
         self._client: Client | None = None
         #: of the key `leader` as this one stored it; None while it does not lead
         self._revision: int | None = None
@@ -85,7 +90,7 @@ class Leader:
         found = await direct_get(
             self._connected(), bucket_stream(self._bucket), {"multi_last": [self._subject(key)]}
         )
-        return found[0].data if found and not header(found[0], "KV-Operation") else None
+        return found[0].data if found and not is_marker(found[0]) else None
 
     async def tell(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """Publish on core NATS, as the leader. Raises NatsConnectionError."""
@@ -134,7 +139,7 @@ class Leader:
         if not found:
             return 0, ""
         revision = int(header(found[0], "Nats-Sequence"))
-        if header(found[0], "KV-Operation"):
+        if is_marker(found[0]):
             return revision, ""
         return revision, found[0].data.decode(errors="replace").strip('"')
 

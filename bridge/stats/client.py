@@ -180,3 +180,8 @@ async def store(
 def header(message: Msg, name: str) -> str:
     """Return a header that the server sets on what a direct get finds."""
     return (message.headers or {}).get(name, "")
+
+
+def is_marker(message: Msg) -> bool:
+    """Tell what stands for a deleted or expired value from a value."""
+    return bool(header(message, "KV-Operation") or header(message, "Nats-Marker-Reason"))

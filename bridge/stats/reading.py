@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from bridge.logs import get_logger
 from bridge.names import EVENT_EXCHANGE, Names, bucket_stream, bucket_subject, unescape
 from bridge.records import QueueState, WorkerRecord
-from bridge.stats.client import direct_get, header, request
+from bridge.stats.client import direct_get, header, is_marker, request
 from bridge.stats.figures import Figures, decode_events
 
 _EVENT_BATCH: Final = 1000
@@ -70,7 +70,7 @@ async def read_workers(client: Client, names: Names) -> dict[str, WorkerRecord]:
     query = {"multi_last": [bucket_subject(bucket, ">")]}
     records = {}
     for message in await direct_get(client, bucket_stream(bucket), query):
-        if header(message, "KV-Operation") or header(message, "Nats-Marker-Reason"):
+        if is_marker(message):
             continue
         try:
             record = _decode_worker(message.data)

@@ -157,6 +157,7 @@ def test_a_worker_is_restarted_and_another_removed(service: RunningService) -> N
     assert list(after) == [second]
     assert after[second]["pid"] == before[second]["pid"]
     assert last["error_code"] == "INVALID_WORKER_CONFIG"
+    assert "1 to 10 are allowed, not 0; MIN_WORKERS" in last["message"]
     assert missing["error_code"] == unknown["error_code"] == "WORKER_NOT_FOUND"
 
 

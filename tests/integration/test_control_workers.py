@@ -14,7 +14,7 @@ import pytest
 
 from bridge.control import Control, Resized
 from bridge.errors import NatsConnectionError, WorkerSilent
-from tests.support.celery_worker import CeleryWorker
+from tests.support.celery_worker import CeleryWorker, answers
 from tests.support.nats import NatsServer
 from tests.support.service import free_ports
 
@@ -67,15 +67,14 @@ def plain_worker(server: NatsServer, tmp_path: Path) -> Iterator[str]:
 
 def _await_answer(server: NatsServer, worker_id: str) -> None:
     impatient, deadline = Control(server.url, timeout=0.5), time.monotonic() + START_SECONDS
-    while not impatient.ping(worker_id):
+    while not answers(impatient, worker_id):
         assert time.monotonic() < deadline, f"{worker_id} did not start"
 
 
 def test_worker_answers(server: NatsServer, worker: CeleryWorker) -> None:
-    """A live worker answers a ping and tells its figures."""
+    """A live worker tells its figures."""
     control = Control(server.url)
 
-    assert control.ping(worker.hostname)
     assert control.stats(worker.hostname)["pid"] == worker.pid
 
 
@@ -83,7 +82,6 @@ def test_silence_ends_in_time(server: NatsServer) -> None:
     """Nobody is waited for longer than was said; the error says what to check."""
     control, started = Control(server.url, timeout=0.3), time.monotonic()
 
-    assert not control.ping(NOBODY)
     with pytest.raises(WorkerSilent, match="Check that it runs"):
         control.resize(NOBODY, 3)
     assert time.monotonic() - started < 5
@@ -95,17 +93,8 @@ def test_no_broker_is_told_from_no_worker() -> None:
     control, started = Control(f"nats://127.0.0.1:{port}", timeout=0.5), time.monotonic()
 
     with pytest.raises(NatsConnectionError, match="cannot be reached"):
-        control.ping(NOBODY)
-    with pytest.raises(NatsConnectionError):
-        control.shutdown(NOBODY)
+        control.stats(NOBODY)
     assert time.monotonic() - started < 5
-
-
-def test_shutdown_ends_the_worker(server: NatsServer, worker: CeleryWorker) -> None:
-    """A worker that is asked to go, goes."""
-    Control(server.url).shutdown(worker.hostname)
-
-    assert worker.wait() == 0
 
 
 def test_resizes_of_one_worker_take_turns(server: NatsServer, worker: CeleryWorker) -> None:

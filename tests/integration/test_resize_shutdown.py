@@ -11,7 +11,7 @@ from pathlib import Path
 from bridge.control import Control
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, JetStream
-from tests.support.celery_worker import CeleryWorker
+from tests.support.celery_worker import CeleryWorker, answers
 from tests.support.nats import NatsServer
 from tests.support.resize_app import record, submit
 
@@ -56,7 +56,7 @@ def test_task_in_the_pipe_is_run_and_acknowledged(nats_server: NatsServer, tmp_p
         until(lambda: control.stats(worker.hostname)["pool"]["writes"]["total"] == 1)
 
         worker.terminate()
-        until(lambda: not control.ping(worker.hostname))
+        until(lambda: not answers(control, worker.hostname))
         os.kill(child, signal.SIGCONT)
 
         assert worker.wait(STOP_SECONDS) == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridge.control import Control, Resized
-from tests.support.celery_worker import CeleryWorker
+from tests.support.celery_worker import CeleryWorker, answers
 from tests.support.nats import NatsServer
 from tests.support.resize_app import hold, submit
 
@@ -44,7 +44,7 @@ class Bench:
     def await_answer(self) -> None:
         """Wait until the worker answers commands."""
         impatient = Control(self.server.url, timeout=0.5)
-        until(lambda: impatient.ping(self.worker.hostname))
+        until(lambda: answers(impatient, self.worker.hostname))
 
     def resize(self, target: int) -> Resized:
         return self.control.resize(self.worker.hostname, target)

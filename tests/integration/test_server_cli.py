@@ -68,6 +68,16 @@ def test_doctor_is_content_before_the_first_start(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_doctor_names_a_misspelt_variable(tmp_path: Path) -> None:
+    """A variable that nobody reads is told when it is nearly one that is read."""
+    ended = bridge(tmp_path, "doctor", WORKER_CUONT="5")
+
+    assert failed_checks(ended.stdout) == ["environment"]
+    assert (
+        "WORKER_CUONT is no setting and has no effect; did you mean WORKER_COUNT?" in ended.stdout
+    )
+
+
 def test_doctor_shows_no_secret(tmp_path: Path) -> None:
     """Passwords and tokens are masked in the settings it prints."""
     ended = bridge(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 
+from bridge.control import Control
+from bridge.errors import WorkerSilent
 from bridge.names import Names, escape
 from bridge.wire import Connection, ConnectOptions, Message
 from bridge.wire.jetstream import is_gone
@@ -19,6 +21,15 @@ from bridge.wire.jetstream import is_gone
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _REPOSITORY = Path(__file__).parents[2]
+
+
+def answers(control: Control, hostname: str) -> bool:
+    """Whether the worker's event loop answers a command in the time that `control` gives it."""
+    try:
+        control.ask(hostname, "ping")
+    except WorkerSilent:
+        return False
+    return True
 
 
 class CeleryWorker:

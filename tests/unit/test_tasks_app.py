@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -15,6 +18,7 @@ from celery import Task
 from celery.app.utils import find_app
 
 import tasks
+from config.settings import Settings
 from tasks.app import app
 
 NAMES = {"test", "noop", "sleep", "fail", "flaky", "progress", "data_processing"}
@@ -46,6 +50,22 @@ def schema_of(task: Task) -> dict[str, Any]:
 def test_app_is_found_by_celerys_option(name: str) -> None:
     """``celery -A NAME`` finds the app under each name a user would try."""
     assert find_app(name) is app
+
+
+def test_results_are_kept_as_long_as_the_service_is_told() -> None:
+    """RESULT_EXPIRES_SECONDS reaches the app; a day is the service's default, too."""
+    kept = {}
+    for given in ({}, {"RESULT_EXPIRES_SECONDS": "60.0"}):
+        code = "from tasks.app import app; print(app.conf.result_expires)"
+        ended = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **given},
+            capture_output=True,
+            check=True,
+        )
+        kept[len(given)] = float(ended.stdout)
+
+    assert kept == {0: Settings().result_expires_seconds, 1: 60.0}
 
 
 def test_app_has_exactly_the_documented_task_types() -> None:

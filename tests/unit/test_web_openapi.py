@@ -25,7 +25,7 @@ def _document(keys_required: bool = False) -> dict[str, Any]:
 def test_document_and_routes_agree() -> None:
     """Each route is described and each description has its route."""
     settings = load({})
-    app = create_app(settings, Resources(settings))
+    app = create_app(settings, Resources(settings), started_epoch=0.0)
     routes = {
         (method.lower(), re.sub(r"<(.+?)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
