@@ -25,6 +25,7 @@ from bridge.fleet import ProcessSpec, ProcessState, Supervisor
 from bridge.logs import get_logger
 from bridge.sample import report
 from bridge.server import EmbeddedServer, port_in_use
+from bridge.wire.options import broker_url
 from config.settings import Settings, check_exposure
 from web.auth import ApiKeys
 
@@ -75,7 +76,11 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Plan:
         )
         url = server.url
     # Output is relayed line by line; whether ours goes to a terminal is for us to know.
-    shared = {"NATS_URL": url, "CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url}
+    shared = {
+        "NATS_URL": url,
+        "CELERY_BROKER_URL": broker_url(url),
+        "CELERY_RESULT_BACKEND": url,
+    }
     environ = {**environ, **shared, "BRIDGE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
     return Plan(settings=settings, url=url, server=server, environ=environ)
 

@@ -125,7 +125,9 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     @property
     def virtual_host(self) -> str:
         """What stands behind the server in NATS_URL, as in AMQP; "" is the default one."""
-        return urlsplit(self.nats_url.rpartition(",")[2]).path
+        last = self.nats_url.rpartition(",")[2]
+        # Servers after the first need not repeat the scheme.
+        return urlsplit("//" + last.rpartition("://")[2]).path
 
     @property
     def queues(self) -> tuple[str, ...]:

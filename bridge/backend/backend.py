@@ -1,15 +1,16 @@
 """Celery result backend `nats://`: one message per task in a KV bucket with a TTL.
 
-``nats://[user:password@|token@]host[:4222][/vhost]`` or ``tls://…``. The options of
-`bridge.wire.options.TRANSPORT_OPTIONS` may stand in ``result_backend_transport_options``.
+``nats://[user:password@|token@]host[:4222][,host…][/vhost]`` or ``tls://…``. ``replicas`` and the
+options of `bridge.wire.options.TRANSPORT_OPTIONS` may stand in
+``result_backend_transport_options``.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
@@ -30,7 +31,7 @@ from bridge.wire import (
     KeyExists,
     PayloadTooLarge,
 )
-from bridge.wire.options import TRANSPORT_OPTIONS
+from bridge.wire.options import TRANSPORT_OPTIONS, vhost_of
 
 T = TypeVar("T")
 _DEFAULT_URL = "nats://localhost:4222"
@@ -67,9 +68,9 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
             name="celery-results",
             **{key: options[key] for key in TRANSPORT_OPTIONS if key in options},
         )
-        names = Names(urlsplit(self.url.split(",")[-1]).path)
+        names = Names(vhost_of(self.url))
         self._names = names
-        self._replicas = int(options.get("replicas", 1))
+        self._replicas = int(options.get("replicas") or os.environ.get("NATS_REPLICAS") or 1)
         self.bucket_name = names.bucket("results")
         self._pool = ConnectionPool(self.connect_options)
         self._topology_known = False

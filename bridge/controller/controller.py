@@ -42,6 +42,7 @@ from bridge.stats import Collector, FleetView
 from bridge.stats.pause import pause
 from bridge.stats.reading import read_workers
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
+from bridge.wire.options import broker_url
 from config.settings import Settings
 
 _RETRY_SECONDS: Final = 1.0
@@ -63,7 +64,7 @@ class Controller:
         options = worker_options(settings, environ)
         self._fleet = fleet = Fleet(options, settings.scaling.drain_seconds)
         instance = f"{options.host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        control = Control(settings.nats_url)
+        control = Control(broker_url(settings.nats_url))
         self._keeper = HostKeeper(
             self._options,
             self._names,
@@ -283,7 +284,7 @@ def worker_options(settings: Settings, environ: Mapping[str, str]) -> WorkerOpti
         fleet_id=hashlib.sha256(place.encode()).hexdigest()[:16],
         environ={
             **environ,
-            "CELERY_BROKER_URL": settings.nats_url,
+            "CELERY_BROKER_URL": broker_url(settings.nats_url),
             "CELERY_RESULT_BACKEND": settings.nats_url,
             # Relayed line by line: whether ours goes to a terminal is for us to know.
             "BRIDGE_LOG_FORMAT": "json",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
@@ -72,8 +72,8 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
         ENVIRONMENT; its login counts only where they name none. Raises ConfigError on a URL
         that is none.
         """
+        parts = _split(url)
         try:
-            parts = [urlsplit(server) for server in _servers(url)]
             servers = tuple(
                 (part.hostname or "localhost", part.port or DEFAULT_PORT) for part in parts
             )
@@ -107,6 +107,38 @@ class ConnectOptions(msgspec.Struct, kw_only=True, frozen=True):
                 "NATS_TLS_CERT_FILE and NATS_TLS_KEY_FILE"
             ) from error
         return context
+
+
+def vhost_of(url: str) -> str:
+    """Return the virtual host of a URL as `ConnectOptions.from_url` takes it, "" where it has none.
+
+    Raises ConfigError on a URL that is none.
+    """
+    return _split(url)[-1].path.strip("/")
+
+
+def broker_url(url: str) -> str:
+    """Return a URL of several servers as kombu takes it: one whole URL each, separated by ``;``.
+
+    Raises ConfigError on a URL that is none.
+    """
+    parts = _split(url)
+    login, at, _ = parts[0].netloc.rpartition("@")
+    return ";".join(
+        part._replace(
+            netloc=part.netloc if "@" in part.netloc else f"{login}{at}{part.netloc}",
+            path=parts[-1].path,
+        ).geturl()
+        for part in parts
+    )
+
+
+def _split(url: str) -> list[SplitResult]:
+    """Return the parts of each server's URL. Raises ConfigError."""
+    try:
+        return [urlsplit(server) for server in _servers(url)]
+    except ValueError as error:
+        raise ConfigError(f"not a NATS URL: {mask_text(url)} ({error})") from error
 
 
 def _servers(url: str) -> list[str]:

@@ -67,6 +67,8 @@ def test_child_environ_leaves_out_what_is_not_set() -> None:
         ("", "nats://127.0.0.1:4300", ""),
         ("nats://a:1", "nats://a:1", ""),
         ("nats://a:1,nats://b:2/shop", "nats://a:1,nats://b:2/shop", "/shop"),
+        ("nats://a:1,b:2/shop", "nats://a:1,b:2/shop", "/shop"),
+        ("nats://a:1,b:2", "nats://a:1,b:2", ""),
     ],
 )
 def test_url_tells_server_and_virtual_host(url: str, server_url: str, virtual_host: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from bridge.errors import ConfigError
 from bridge.wire import ConnectOptions
 from bridge.wire.auth import login_fields, read_credentials
+from bridge.wire.options import broker_url, vhost_of
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,35 @@ from bridge.wire.auth import login_fields, read_credentials
 def test_servers_of_a_url(url: str, servers: tuple[tuple[str, int], ...]) -> None:
     """One or more hosts, with and without a port, scheme or path."""
     assert ConnectOptions.from_url(url).servers == servers
+
+
+@pytest.mark.parametrize(
+    ("url", "vhost"),
+    [
+        ("nats://h", ""),
+        ("nats://h:1/shop", "shop"),
+        ("nats://a:1,b:2", ""),
+        ("nats://a:1,b:2/shop", "shop"),
+        ("nats://a:1,nats://b:2/shop", "shop"),
+    ],
+)
+def test_virtual_host_of_a_url(url: str, vhost: str) -> None:
+    """It stands behind the last server, which need not repeat the scheme."""
+    assert vhost_of(url) == vhost
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("nats://h:1/shop", "nats://h:1/shop"),
+        ("nats://a:1,b", "nats://a:1;nats://b"),
+        ("tls://u:p@a,[::1]:2/shop", "tls://u:p@a/shop;tls://u:p@[::1]:2/shop"),
+        ("nats://t@a,nats://t@b", "nats://t@a;nats://t@b"),
+    ],
+)
+def test_broker_url_has_login_and_virtual_host_for_each_server(url: str, expected: str) -> None:
+    """What kombu takes one server at a time is complete each time."""
+    assert broker_url(url) == expected
 
 
 @pytest.mark.parametrize(
