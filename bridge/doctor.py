@@ -19,6 +19,7 @@ from bridge.names import Names
 from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.server import LOOPBACK, binary_version, find_binary, port_in_use
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from bridge.wire.options import vhost_of
 from config.schema import FIELDS
 from config.settings import Settings, check_exposure, masked
 from web.auth import ApiKeys
@@ -115,7 +116,9 @@ def _workers(settings: Settings) -> str:
     connection = Connection(ConnectOptions.from_url(settings.server_url, name="doctor"))
     connection.connect()
     try:
-        bucket = Bucket(JetStream(connection), Names(settings.virtual_host).bucket("status"))
+        bucket = Bucket(
+            JetStream(connection), Names(vhost_of(settings.server_url)).bucket("status")
+        )
         stored = bucket.get(SNAPSHOT_KEY)
     finally:
         connection.close()

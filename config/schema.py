@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -121,13 +120,6 @@ class Settings(msgspec.Struct, kw_only=True, frozen=True):
     def server_url(self) -> str:
         """URL of the NATS server: the one that is named, or where the embedded one listens."""
         return self.nats_url or f"nats://127.0.0.1:{self.nats.port}"
-
-    @property
-    def virtual_host(self) -> str:
-        """What stands behind the server in NATS_URL, as in AMQP; "" is the default one."""
-        last = self.nats_url.rpartition(",")[2]
-        # Servers after the first need not repeat the scheme.
-        return urlsplit("//" + last.rpartition("://")[2]).path
 
     @property
     def queues(self) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from bridge.wire import (
     JetStream,
     JetStreamError,
 )
+from bridge.wire.options import vhost_of
 from config.settings import Settings
 
 logger = logging.getLogger("web")
@@ -49,7 +50,7 @@ class Resources:
     def __init__(self, settings: Settings) -> None:
         self.url = settings.server_url
         options = ConnectOptions.from_url(self.url, name="web", connect_timeout=CONNECT_SECONDS)
-        self.names = names = Names(settings.virtual_host)
+        self.names = names = Names(vhost_of(settings.server_url))
         self.pool = pool = ConnectionPool(options)
         self.workers: BucketMirror[LiveWorker] = BucketMirror(
             options, names.bucket("workers"), decode_worker

@@ -42,7 +42,7 @@ from bridge.stats import Collector, FleetView
 from bridge.stats.pause import pause
 from bridge.stats.reading import read_workers
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
-from bridge.wire.options import broker_url
+from bridge.wire.options import broker_url, vhost_of
 from config.settings import Settings
 
 _RETRY_SECONDS: Final = 1.0
@@ -59,7 +59,7 @@ class Controller:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str]) -> None:
         self._settings = settings
-        self._names = Names(settings.virtual_host)
+        self._names = Names(vhost_of(settings.server_url))
         self._options = ConnectOptions.from_url(settings.nats_url, name="controller")
         options = worker_options(settings, environ)
         self._fleet = fleet = Fleet(options, settings.scaling.drain_seconds)

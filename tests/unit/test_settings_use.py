@@ -61,21 +61,10 @@ def test_child_environ_leaves_out_what_is_not_set() -> None:
     assert "NATS_URL" not in Settings().child_environ()
 
 
-@pytest.mark.parametrize(
-    ("url", "server_url", "virtual_host"),
-    [
-        ("", "nats://127.0.0.1:4300", ""),
-        ("nats://a:1", "nats://a:1", ""),
-        ("nats://a:1,nats://b:2/shop", "nats://a:1,nats://b:2/shop", "/shop"),
-        ("nats://a:1,b:2/shop", "nats://a:1,b:2/shop", "/shop"),
-        ("nats://a:1,b:2", "nats://a:1,b:2", ""),
-    ],
-)
-def test_url_tells_server_and_virtual_host(url: str, server_url: str, virtual_host: str) -> None:
-    """Without a URL the embedded server's is meant; the last URL ends with the virtual host."""
-    settings = load({"NATS_URL": url, "NATS_PORT": "4300"})
-
-    assert (server_url, virtual_host) == (settings.server_url, settings.virtual_host)
+def test_server_url_without_a_named_server_is_the_embedded_one() -> None:
+    """Every process finds the embedded server by its port alone."""
+    assert load({"NATS_PORT": "4300"}).server_url == "nats://127.0.0.1:4300"
+    assert load({"NATS_PORT": "4300", "NATS_URL": "nats://a:1"}).server_url == "nats://a:1"
 
 
 def test_fields_name_the_variables_that_the_nats_client_reads() -> None:
