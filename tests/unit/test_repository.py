@@ -98,7 +98,9 @@ def test_configuration_document_tells_every_setting() -> None:
         if allowed.startswith("text like "):
             allowed = f"`{allowed.removeprefix('text like ')}`".replace("|", "\\|")
         assert f"\n| `{field.key}` | `{field.env}` | {shown} | {allowed} | " in text
-    assert text.count("\n| `") == len(FIELDS) + len(("file", "format", "celery", "deliveries", "data"))
+    assert text.count("\n| `") == len(FIELDS) + len(
+        ("file", "format", "celery", "deliveries", "data")
+    )
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
