@@ -18,11 +18,9 @@ blueprint = Blueprint("tasks", __name__, url_prefix="/api/v1/tasks")
 def submit() -> Response:
     parameters.only()
     submission = submissions.parse(parameters.json_body())
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and g.get("client"):
-        # Two clients that choose the same key mean two tasks.
-        key = f"{g.client} {key}"
-    return answer("Task submitted successfully", resources().submitter.submit(submission, key))
+    key, client = request.headers.get("Idempotency-Key"), g.get("client", "")
+    accepted = resources().submitter.submit(submission, key, client)
+    return answer("Task submitted successfully", accepted)
 
 
 @blueprint.get("/types")

@@ -69,8 +69,10 @@ class Submitter:
         self._types = types
         self._clock = clock
 
-    def submit(self, submission: Submission, idempotency_key: str | None = None) -> Accepted:
-        """Return once JetStream has stored the task.
+    def submit(
+        self, submission: Submission, idempotency_key: str | None = None, client: str = ""
+    ) -> Accepted:
+        """Return once JetStream has stored the task. Each `client` has idempotency keys of its own.
 
         Raises:
             InvalidTaskData: unknown type, arguments that do not fit, a time in the past; status
@@ -88,12 +90,13 @@ class Submitter:
             outgoing = self._messages(submission, announced.task_type, times, task_id, {})
             self._store(outgoing, Deadline(ANSWER_SECONDS))
             return self._accepted(submission, announced.task_type, times, task_id)
-        return self._submit_once(submission, announced.task_type, times, task_id, idempotency_key)
+        key = idempotency.check_key(idempotency_key)
+        key = f"{client} {key}" if client else key
+        return self._submit_once(submission, announced.task_type, times, task_id, key)
 
     def _submit_once(
         self, submission: Submission, kind: TaskType, times: _Times, task_id: str, key: str
     ) -> Accepted:
-        idempotency.check_key(key)
         deadline = Deadline(ANSWER_SECONDS)
         # Built first: what is too large or refused otherwise must not use up the key.
         self._messages(submission, kind, times, task_id, {})

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import msgspec
 import psutil
 import pytest
@@ -20,6 +21,7 @@ from bridge.records import SNAPSHOT_KEY, ActiveTask, Snapshot, TaskFigures, Work
 from tests.support.nats import NatsServer
 from tests.support.submission import Room
 from tests.support.web import WebProcess
+from web.auth import generate
 
 SUBMIT = "/api/v1/tasks/submit"
 HELLO = {"task_type": "test", "task_data": {"message": "hello"}}
@@ -122,6 +124,27 @@ def test_idempotency_key_over_http(shared_web: WebProcess) -> None:
 
     assert (first["task_id"], True) == (second["task_id"], second["duplicate"])
     assert other.status_code == 409
+
+
+def test_clients_have_idempotency_keys_of_their_own(
+    shared_room: Room, shared_nats: NatsServer, tmp_path: Path
+) -> None:
+    """The longest key that is allowed means two tasks for two clients; an empty one is refused."""
+    keys = dict(generate(name) for name in ("shop", "bank"))
+    (tmp_path / "keys").write_text("\n".join(keys.values()))
+    with WebProcess(shared_nats.url, API_KEYS_FILE=str(tmp_path / "keys")) as web:
+        _await_ready(web)
+
+        def submit(api_key: str, key: str) -> httpx.Response:
+            headers = {"X-API-Key": api_key, "Idempotency-Key": key}
+            return web.client.post(SUBMIT, json=HELLO, headers=headers)
+
+        answers = [submit(api_key, "x" * 255).json() for api_key in (*keys, *keys)]
+        refused = submit(next(iter(keys)), "")
+
+    assert [answer["data"]["duplicate"] for answer in answers] == [False, False, True, True]
+    assert len({answer["data"]["task_id"] for answer in answers}) == 2
+    assert refused.status_code == 400
 
 
 def test_status_follows_the_snapshot(shared_web: WebProcess, shared_room: Room) -> None:
