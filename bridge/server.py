@@ -206,8 +206,10 @@ class EmbeddedServer:
             config = ServerConfig(store_dir=store, port=port, sync_interval=sync_interval)
             config_file = data_dir.resolve() / "nats-server.conf"
             config_file.write_text(config.render(), encoding="utf-8")
-        except BaseException:
+        except BaseException as error:
             lock.close()
+            if isinstance(error, OSError):
+                raise _not_writable(data_dir, error) from error
             raise
         return cls(
             binary=binary, version=version, config=config, config_file=config_file, _lock=lock
@@ -233,16 +235,21 @@ class EmbeddedServer:
         self.release()
 
 
+def _not_writable(data_dir: Path, error: OSError) -> ConfigError:
+    place = error.filename or data_dir
+    return ConfigError(
+        f"data directory {data_dir} cannot be written ({place}: {error.strerror}); make it "
+        "writable or set DATA_DIR to another one"
+    )
+
+
 def _lock_data_dir(data_dir: Path) -> IO[str]:
     """Create `data_dir` and hold its lock: two servers on one store destroy it."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         lock = (data_dir / "lock").open("a", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"data directory {data_dir} cannot be written ({error.strerror}); make it writable "
-            "or set DATA_DIR to another one"
-        ) from error
+        raise _not_writable(data_dir, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

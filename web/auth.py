@@ -81,7 +81,7 @@ class ApiKeys:
         ]
         if not found:
             raise Unauthorized(
-                "An API key is needed: send it as `Authorization: Bearer <key>` or `X-API-Key`."
+                "No known API key came: send one as `Authorization: Bearer <key>` or `X-API-Key`."
             )
         return found[0]
 

@@ -107,6 +107,16 @@ def test_data_directory_that_cannot_be_made_is_refused(tmp_path: Path, free_port
         EmbeddedServer.prepare(tmp_path / "file" / "data", {}, port=free_port)
 
 
+def test_file_that_is_in_the_way_is_named(tmp_path: Path, free_port: int) -> None:
+    """What cannot be written inside the directory is told like the directory itself."""
+    (tmp_path / "nats-server.conf").mkdir()
+
+    with pytest.raises(ConfigError, match=r"nats-server\.conf.*DATA_DIR"):
+        EmbeddedServer.prepare(tmp_path, {}, port=free_port)
+    with pytest.raises(ConfigError, match=r"nats-server\.conf"):  # and the lock was let go
+        EmbeddedServer.prepare(tmp_path, {}, port=free_port)
+
+
 def test_refused_start_releases_the_directory(tmp_path: Path, free_port: int) -> None:
     """A failed preparation holds no lock."""
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError):

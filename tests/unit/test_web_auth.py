@@ -43,7 +43,7 @@ def test_other_keys_are_refused(
     """No key, a wrong one and another scheme are refused alike."""
     keys = ApiKeys.load(_file(tmp_path, generate()[1]))
 
-    with pytest.raises(Unauthorized, match="An API key is needed"):
+    with pytest.raises(Unauthorized, match="No known API key came"):
         keys.client(authorization, api_key)
 
 
