@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import threading
 import time
@@ -18,13 +19,18 @@ from bridge.wire.jetstream import is_gone
 
 #: Pause between attempts to reach a server that is away.
 _RECONNECT_SECONDS = 0.5
+#: In a cluster a result is asked for again so long after it was asked for first, and then after
+#: twice as long each time up to the second figure: the copy that answered may have been behind,
+#: and the word of a change is lost when the node dies that stored it.
+_ASK_AGAIN_SECONDS = (1.0, 16.0)
 
 
 class ResultConsumer(BaseResultConsumer):
     """Subscribes to the stored changes of a result, then asks once for it.
 
     Both go out in one write on one connection, so no result falls between them, and both are
-    answered to the same callback. Any thread may add a task; one thread at a time reads.
+    answered to the same callback. In a cluster it asks again, ever more rarely. Any thread may
+    add a task; one thread at a time reads.
     """
 
     _connection_errors = (NatsConnectionError,)
@@ -43,6 +49,8 @@ class ResultConsumer(BaseResultConsumer):
         self._reading = False
         #: task id -> subscription
         self._sids: dict[str, int] = {}
+        #: when to ask again, after how long, and for which task; a heap
+        self._doubts: list[tuple[float, float, str]] = []
         self._inbox: deque[Message] = deque()
         self._passing = threading.RLock()
         #: how many states were passed on, and up to which a thread knows
@@ -78,6 +86,10 @@ class ResultConsumer(BaseResultConsumer):
             except NatsConnectionError:
                 # drain_events connects again and watches everything in `_sids`.
                 self._close_broken()
+
+    def is_watching(self, task_id: str) -> bool:
+        """True while the server tells of every state of a task."""
+        return bool(self._sids.get(task_id))
 
     def cancel_for(self, task_id: str) -> None:
         """Stop watching. Called by the garbage collector at any point, so it only takes a note."""
@@ -135,6 +147,9 @@ class ResultConsumer(BaseResultConsumer):
                 connection = self._open()
                 for sid in ended:
                     connection.unsubscribe(sid)
+                until_asked = self._ask_again(connection) if self._doubts else None
+            if until_asked is not None:
+                timeout = until_asked if timeout is None else min(timeout, until_asked)
             connection.drain(timeout)
         except NatsConnectionError:
             with self._guard:
@@ -160,13 +175,30 @@ class ResultConsumer(BaseResultConsumer):
         return self._connection
 
     def _watch(self, connection: Connection, task_id: str) -> None:
-        if self._sids.get(task_id):
+        if self.is_watching(task_id):
             return
         bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)
         sid = connection.subscribe(bucket_change_subject(bucket, key), self._on_message)
+        self._ask(connection, task_id, _ASK_AGAIN_SECONDS[0])
+        self._sids[task_id] = sid
+
+    def _ask(self, connection: Connection, task_id: str, again_seconds: float) -> None:
+        bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)
         stream, subject = bucket_stream(bucket), bucket_subject(bucket, key)
         connection.publish(f"$JS.API.DIRECT.GET.{stream}.{subject}", reply=self._answers)
-        self._sids[task_id] = sid
+        if connection.is_clustered:
+            ask_at = time.monotonic() + again_seconds
+            heapq.heappush(self._doubts, (ask_at, again_seconds, task_id))
+
+    def _ask_again(self, connection: Connection) -> float | None:
+        """Ask for what it is time for; return the seconds until the next, None without one."""
+        now = time.monotonic()
+        with connection.together():
+            while self._doubts and self._doubts[0][0] <= now:
+                _, seconds, task_id = heapq.heappop(self._doubts)
+                if self.is_watching(task_id):
+                    self._ask(connection, task_id, min(2 * seconds, _ASK_AGAIN_SECONDS[1]))
+        return self._doubts[0][0] - now if self._doubts else None
 
     def _on_message(self, message: Message) -> None:
         if not is_gone(message):
@@ -187,3 +219,4 @@ class ResultConsumer(BaseResultConsumer):
             self._connection.close()
             self._connection = None
         self._sids = dict.fromkeys(self._sids, 0)
+        self._doubts.clear()

@@ -25,7 +25,14 @@ PULL_EXPIRES_SECONDS = 20.0
 _OVERDUE_SECONDS = 5.0
 #: Wait this long before asking again after an error, such as a deleted consumer.
 _ERROR_PAUSE_SECONDS = 1.0
+#: Nobody listens where a consumer was deleted, and while a cluster elects its leader: 4 to 9 s.
+_ELECTION_SECONDS = 15.0
 _WATCH = b'{"batch":1,"expires":%d}' % int(PULL_EXPIRES_SECONDS * 1e9)
+#: In a cluster a consumer's leader may die alone, and with it the pulls that lie open there.
+_CLUSTER_WATCH = b'{"batch":1,"expires":%d,"idle_heartbeat":%d}' % (
+    int(PULL_EXPIRES_SECONDS * 1e9),
+    int(_OVERDUE_SECONDS / 2 * 1e9),
+)
 #: One pull asks for at most this many messages, however large the prefetch.
 MAX_BATCH = 256
 
@@ -63,7 +70,7 @@ class Delivery:
 class _Level:
     """One priority: the pull that lies open at the server and what is known to wait."""
 
-    __slots__ = ("asked", "deadline", "fetching", "num_pending")
+    __slots__ = ("asked", "deadline", "fetching", "leaderless_since", "num_pending", "paused_until")
 
     def __init__(self) -> None:
         #: messages the open pull may still bring
@@ -73,6 +80,9 @@ class _Level:
         self.deadline = 0.0
         #: None: not known
         self.num_pending: int | None = None
+        self.paused_until = 0.0
+        #: nobody listened for pulls of this consumer at that time; 0 while somebody does
+        self.leaderless_since = 0.0
 
 
 class QueuePull:
@@ -109,7 +119,11 @@ class QueuePull:
         }
         self._inbox = connection.new_inbox()
         self._sid = connection.subscribe(f"{self._inbox}.*", self._on_message)
-        self._paused_until = 0.0
+        clustered = connection.is_clustered
+        self._watch = _CLUSTER_WATCH if clustered else _WATCH
+        #: so long nothing may come of a pull
+        self._patience = _OVERDUE_SECONDS + (0.0 if clustered else PULL_EXPIRES_SECONDS)
+        self._election_seconds = _ELECTION_SECONDS if clustered else 0.0
         # Outside Celery's hub, acks and with them refills come from the pool's threads.
         self._lock = threading.RLock()
         #: the server no longer knows a consumer: declare the queue before the next pull
@@ -129,10 +143,11 @@ class QueuePull:
             return self._refill(time.monotonic())
 
     def _refill(self, now: float) -> bool:
-        if now < self._paused_until:
-            return False
         for priority, level in self._levels.items():
-            if level.asked and now > level.deadline:
+            if now < level.paused_until:
+                continue
+            # What lies unread may be the sign of life that is missed.
+            if level.asked and now > level.deadline and not self._connection.has_unread:
                 level.asked = 0
                 level.fetching = False
             if level.num_pending == 0 and not level.fetching:
@@ -149,8 +164,8 @@ class QueuePull:
     def _pull(self, priority: int, level: _Level, count: int, now: float, *, fetch: bool) -> None:
         level.asked = min(count, MAX_BATCH)
         level.fetching = fetch
-        level.deadline = now + PULL_EXPIRES_SECONDS + _OVERDUE_SECONDS
-        request = b'{"batch":%d,"no_wait":true}' % level.asked if fetch else _WATCH
+        level.deadline = now + self._patience
+        request = b'{"batch":%d,"no_wait":true}' % level.asked if fetch else self._watch
         self._send(self._endpoints[priority], request, f"{self._inbox}.{priority}")
 
     def _on_message(self, message: Message) -> None:
@@ -160,6 +175,7 @@ class QueuePull:
     def _take(self, message: Message) -> None:
         # The subject ends in the priority, be it the queue's or our inbox.
         level = self._levels[int(message.subject.rsplit(".", 1)[1])]
+        level.deadline = time.monotonic() + self._patience
         if message.status is not None:
             self._on_status(message, level)
             return
@@ -176,6 +192,8 @@ class QueuePull:
 
     def _on_status(self, message: Message, level: _Level) -> None:
         status = message.status
+        if status != 503:
+            level.leaderless_since = 0.0
         if status == 100:  # heartbeat
             return
         level.asked = 0
@@ -183,14 +201,20 @@ class QueuePull:
         level.num_pending = 0
         if status in {404, 408}:  # nothing there, time is up
             return
-        self._paused_until = time.monotonic() + _ERROR_PAUSE_SECONDS
-        if status == 503 or "Consumer Deleted" in message.description:
+        now = time.monotonic()
+        level.paused_until = now + _ERROR_PAUSE_SECONDS
+        if status == 503:
+            self.consumer_missing |= now - (level.leaderless_since or now) >= self._election_seconds
+            if level.leaderless_since:
+                return  # told before
+            level.leaderless_since = now
+        elif "Consumer Deleted" in message.description:
             self.consumer_missing = True
         logger.warning(
             "pull on queue %s ended: %s %s",
             self.queue,
             status,
-            message.description or "no such consumer",
+            message.description or "no such consumer, or it has no leader",
         )
 
     def stop(self) -> None:

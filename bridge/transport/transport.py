@@ -133,7 +133,7 @@ class Transport(base.Transport):
         return ConnectOptions.from_url(f"{self.scheme}://{host}:{port}", name="celery", **given)
 
     def close_connection(self, connection: BrokerConnection) -> None:
-        connection.client = None
+        # Its `client` stays: kombu looks for it once more when it declares a queue anew.
         connection.close()
 
     def create_channel(self, connection: BrokerConnection) -> Channel:

@@ -6,6 +6,7 @@ opens another (ADR 0002). Nothing is sent again by itself, so what failed did no
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -44,6 +45,10 @@ Outgoing = tuple[str, bytes, Mapping[str, str] | None]
 
 #: An answer that lies there when time is up is an answer, to as much as a socket can hold.
 _LATE_READS = 32
+_NO_ANSWER = (
+    "NATS did not answer in time, and may have done what it was asked: try again, and look at the "
+    "load of the server if this lasts"
+)
 
 
 class Connection:
@@ -101,6 +106,11 @@ class Connection:
         """
         if self._pipe is not None:
             self._pipe.close()
+
+    @property
+    def is_clustered(self) -> bool:
+        """True when the server is one of several: leaders may change, and copies be behind."""
+        return "cluster" in self.server_info
 
     @property
     def connected(self) -> bool:
@@ -246,10 +256,7 @@ class Connection:
             elif late_reads and self._fill(0):
                 late_reads -= 1
             else:
-                raise NatsTimeout(
-                    "NATS did not answer in time, and may have done what it was asked: try again, "
-                    "and look at the load of the server if this lasts"
-                )
+                raise NatsTimeout(_NO_ANSWER)
 
     # -- asking ------------------------------------------------------------------------
 
@@ -266,9 +273,17 @@ class Connection:
     def request_many(self, requests: Iterable[Outgoing], timeout: float = 2.0) -> list[Message]:
         """Send all requests in one write and return their replies in the same order.
 
+        Raises NatsTimeout when not every reply came within `timeout` seconds,
+        NatsConnectionError when the connection broke or nobody listens on a subject. A request
+        may have been done even so.
+        """
+        return [answered(reply) for reply in self.ask_many(requests, timeout)]
+
+    def ask_many(self, requests: Iterable[Outgoing], timeout: float) -> list[Message | None]:
+        """Like `request_many`, but return what came: None for what did not within `timeout`.
+
         Messages for other subscriptions that arrive meanwhile go to their callbacks. Raises
-        NatsTimeout when not every reply came within `timeout` seconds, NatsConnectionError when
-        the connection broke or nobody listens on a subject. A request may have been done even so.
+        NatsConnectionError when the connection broke.
         """
         self._ensure_inbox()
         limit = self._max_payload
@@ -285,9 +300,10 @@ class Connection:
         try:
             self._write(b"".join(frames))
             deadline = time.monotonic() + timeout
-            for token in tokens:
-                self._read_until(partial(replies.get, token), deadline)
-            return [answered(replies[token]) for token in tokens]
+            with contextlib.suppress(NatsTimeout):
+                for token in tokens:
+                    self._read_until(partial(replies.get, token), deadline)
+            return [replies[token] for token in tokens]
         finally:
             for token in tokens:
                 replies.pop(token, None)
@@ -345,6 +361,11 @@ class Connection:
             self._write(PING)
             return self._pongs_awaited
 
+    @property
+    def has_unread(self) -> bool:
+        """True where something came that was not dispatched yet."""
+        return bool(self._frames) or self._opened().has_unread()
+
     def is_alive(self) -> bool:
         """Read what lies there; False when the server has gone."""
         try:
@@ -365,11 +386,20 @@ class Connection:
 
 
 def answered(reply: Message | None) -> Message:
-    """Return a reply that somebody gave. Raises NatsConnectionError when nobody listens."""
-    assert reply is not None
-    # Only bare status replies have headers and no payload; skip decoding all others.
-    if not reply.payload and reply.status == 503:
+    """Return a reply that somebody gave.
+
+    Raises NatsTimeout when none came, NatsConnectionError when nobody listens.
+    """
+    if reply is None:
+        raise NatsTimeout(_NO_ANSWER)
+    if has_no_responders(reply):
         raise NatsConnectionError(
             "nobody answers at NATS: is JetStream switched on, and are the streams there?"
         )
     return reply
+
+
+def has_no_responders(reply: Message) -> bool:
+    """True for the server's word that nobody listens: what was sent has reached nobody."""
+    # Only bare status replies have headers and no payload; skip decoding all others.
+    return not reply.payload and reply.status == 503

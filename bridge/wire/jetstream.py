@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from bridge import topology
-from bridge.errors import BridgeError, ErrorCode
+from bridge.errors import BridgeError, ErrorCode, NatsTimeout
 from bridge.names import Names
 from bridge.wire.connection import Connection, Outgoing, answered
+from bridge.wire.election import ask
 from bridge.wire.protocol import Message
 
 #: Settings of a stream that must be as we say; an operator may tune all others.
@@ -27,6 +29,8 @@ _NAME_IN_USE = 10058
 #: JetStream's error for a failed expected-last-sequence check (nats-facts: CAS)
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE_FOUND = 404
+#: Calls that do the same when they are made twice, with the same answer.
+_REPEATABLE = ("STREAM.CREATE", "STREAM.UPDATE", "STREAM.INFO", "CONSUMER.CREATE", "CONSUMER.INFO")
 _END_OF_BATCH = 204
 #: Well below what a server holds for a client before it cuts it as too slow (64 MB).
 _PAGE_BYTES = 8 * 1024 * 1024
@@ -73,6 +77,19 @@ class JetStreamError(BridgeError):
         self.description = error.description
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """A message as the stream API shows it."""
+
+    seq: int
+    data: bytes = b""
+    hdrs: bytes = b""
+
+
+class _StoredAnswer(msgspec.Struct, frozen=True):
+    message: Stored | None = None
+    error: ApiError | None = None
+
+
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 
@@ -95,7 +112,7 @@ class JetStream:
     def publish_many(self, messages: Iterable[Outgoing]) -> list[PubAck | JetStreamError]:
         """Send all in one write; return one PubAck or refusal each, in order."""
         messages = list(messages)
-        replies = self.connection.request_many(messages, self.timeout)
+        replies = self._ask(messages, repeatable=False)
         return [
             _pub_ack(reply, message[0]) for reply, message in zip(replies, messages, strict=True)
         ]
@@ -109,12 +126,12 @@ class JetStream:
     ) -> list[dict[str, Any]]:
         """Make all calls in one write. Raises the first JetStreamError."""
         calls = list(calls)
-        replies = self.connection.request_many(
+        replies = self._ask(
             [
                 (f"$JS.API.{name}", msgspec.json.encode(body) if body else b"", None)
                 for name, body in calls
             ],
-            self.timeout,
+            repeatable=all(name.startswith(_REPEATABLE) for name, _ in calls),
         )
         return [_api_answer(reply, name) for reply, (name, _) in zip(replies, calls, strict=True)]
 
@@ -132,14 +149,49 @@ class JetStream:
         return [None if is_gone(reply) else reply for reply in self._get_last(subjects, stream)]
 
     def _get_last(self, subjects: Iterable[str], stream: str) -> list[Message]:
-        replies = self.connection.request_many(
+        """Return the last messages on subjects, with status 404 where there is none.
+
+        Any copy of the stream answers. One that does not know a message may be behind, so in a
+        cluster the leader is asked whether there is any.
+        """
+        subjects = list(subjects)
+        replies = self._direct_get(subjects, stream)
+        deadline = time.monotonic() + self.timeout
+        while self.connection.is_clustered:
+            absent = [number for number, reply in enumerate(replies) if reply.status is not None]
+            if not absent:
+                break
+            known = self.get_stored(stream, [subjects[number] for number in absent])
+            behind = [n for n, stored in zip(absent, known, strict=True) if stored is not None]
+            if not behind:
+                break
+            if time.monotonic() > deadline:
+                raise NatsTimeout(f"the copies of {stream} are behind its leader: try again")
+            again = self._direct_get([subjects[number] for number in behind], stream)
+            for number, reply in zip(behind, again, strict=True):
+                replies[number] = reply
+        return replies
+
+    def _direct_get(self, subjects: Iterable[str], stream: str) -> list[Message]:
+        replies = self._ask(
             [(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", None) for subject in subjects],
-            self.timeout,
+            repeatable=True,
         )
         for reply in replies:
             if reply.status not in {None, NO_MESSAGE_FOUND}:
                 raise status_error(reply, stream)
         return replies
+
+    def get_stored(self, stream: str, subjects: Iterable[str]) -> list[Stored | None]:
+        """Return the last message on each subject as the stream's leader knows it."""
+        requests = [
+            (f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode({"last_by_subj": s}), None)
+            for s in subjects
+        ]
+        return [_stored(reply, stream) for reply in self._ask(requests, repeatable=True)]
+
+    def _ask(self, requests: Sequence[Outgoing], *, repeatable: bool) -> list[Message]:
+        return ask(self.connection, requests, self.timeout, repeatable=repeatable)
 
     def page(
         self, stream: str, subjects: str, first: int, limit: int = _PAGE_MESSAGES
@@ -208,6 +260,13 @@ class JetStream:
         except JetStreamError:
             for config in configs:
                 self.ensure_stream(config)
+
+
+def _stored(reply: Message, stream: str) -> Stored | None:
+    answer = msgspec.json.decode(reply.payload, type=_StoredAnswer)
+    if answer.error is not None and answer.error.code != NO_MESSAGE_FOUND:
+        raise JetStreamError(answer.error, stream)
+    return answer.message
 
 
 def _pub_ack(reply: Message, subject: str) -> PubAck | JetStreamError:

@@ -10,11 +10,10 @@ import msgspec
 from bridge.errors import BridgeError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
 from bridge.wire.jetstream import (
-    NO_MESSAGE_FOUND,
     WRONG_LAST_SEQUENCE,
-    ApiError,
     JetStream,
     JetStreamError,
+    Stored,
     is_gone,
 )
 from bridge.wire.protocol import Message
@@ -37,22 +36,15 @@ class Entry(msgspec.Struct, frozen=True):
     revision: int
 
 
-class _Stored(msgspec.Struct, frozen=True):
-    """A message as the stream API shows it."""
-
-    seq: int
-    data: bytes = b""
-    hdrs: bytes = b""
-
-
-class _StoredAnswer(msgspec.Struct, frozen=True):
-    message: _Stored | None = None
-    error: ApiError | None = None
-
-
 def ttl_headers(ttl_seconds: float | None) -> dict[str, str]:
     """Return the header that makes a message expire. The server knows whole seconds from 1."""
     return {} if ttl_seconds is None else {"Nats-TTL": str(max(1, math.ceil(ttl_seconds)))}
+
+
+def _entry(stored: Stored | None) -> Entry | None:
+    if stored is None or is_gone(Message("", 0, "", stored.hdrs, stored.data)):
+        return None
+    return Entry(stored.data, stored.seq)
 
 
 class Bucket:
@@ -90,13 +82,10 @@ class Bucket:
 
     def _create_over_marker(self, key: str, value: bytes, headers: dict[str, str]) -> int:
         """A deleted key still holds its marker: replace exactly that."""
-        [last] = self._js.connection.request_many(
-            [(f"$JS.API.DIRECT.GET.{self.stream}.{self.subject(key)}", b"", None)],
-            self._js.timeout,
-        )
-        if not is_gone(last):
+        [last] = self._js.get_stored(self.stream, [self.subject(key)])
+        if _entry(last) is not None:
             raise KeyExists(f"{key} is already in {self.name}")
-        sequence = last.headers.get("Nats-Sequence", "0")
+        sequence = "0" if last is None else str(last.seq)
         try:
             return self._js.publish(
                 self.subject(key),
@@ -125,31 +114,14 @@ class Bucket:
     def entries(self, keys: Iterable[str]) -> list[Entry | None]:
         """Return what is stored, as the stream's leader knows it.
 
-        `get` and `items` may be answered by a replica that has not seen the latest writes.
+        `get` may be answered by a copy of the stream that has not seen the latest change.
         """
         keys = list(keys)
         found: list[Entry | None] = []
         for start in range(0, len(keys), _REQUESTS):
-            requests = [
-                (
-                    f"$JS.API.STREAM.MSG.GET.{self.stream}",
-                    msgspec.json.encode({"last_by_subj": self.subject(key)}),
-                    None,
-                )
-                for key in keys[start : start + _REQUESTS]
-            ]
-            replies = self._js.connection.request_many(requests, self._js.timeout)
-            found += [self._entry(reply) for reply in replies]
+            subjects = [self.subject(key) for key in keys[start : start + _REQUESTS]]
+            found += map(_entry, self._js.get_stored(self.stream, subjects))
         return found
-
-    def _entry(self, reply: Message) -> Entry | None:
-        answer = msgspec.json.decode(reply.payload, type=_StoredAnswer)
-        if answer.error is not None and answer.error.code != NO_MESSAGE_FOUND:
-            raise JetStreamError(answer.error, self.stream)
-        stored = answer.message
-        if stored is None or is_gone(Message("", 0, "", stored.hdrs, stored.data)):
-            return None
-        return Entry(stored.data, stored.seq)
 
     def keys(self, pattern: str) -> list[str]:
         """Return the keys a pattern (``*``, ``>``) matches, as the stream's leader knows them."""
@@ -175,6 +147,14 @@ class Bucket:
 
     def items(self) -> dict[str, bytes]:
         """Return all present values by key. Raises JetStreamError, NatsConnectionError."""
+        if self._js.connection.is_clustered:
+            # A copy of the stream may not know the latest yet.
+            keys = self.keys(">")
+            return {
+                key: entry.value
+                for key, entry in zip(keys, self.entries(keys), strict=True)
+                if entry is not None
+            }
         prefix = self.subject("")
         found: dict[str, bytes] = {}
         first: int | None = 1

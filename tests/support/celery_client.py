@@ -7,12 +7,15 @@ from typing import Any
 from celery import Celery
 
 
-def make_app(url: str, **settings: Any) -> Celery:
-    """Return an app whose broker and results are in `url`; `close_app` ends it."""
+def make_app(url: str, backend: str = "", **settings: Any) -> Celery:
+    """Return an app whose broker is `url`, as are its results unless `backend` is another.
+
+    `close_app` ends it.
+    """
     return Celery(
         "client",
         broker=url,
-        backend=url,
+        backend=backend or url,
         # One backend for all threads of a test, so that one call closes it.
         config_source={"result_backend_thread_safe": True, **settings},
         set_as_current=False,

@@ -20,6 +20,8 @@ _PATIENCE_SECONDS = 10.0
 class Gate:
     """Stands for pool and connection: notes every write and answers it once let through."""
 
+    is_clustered = False
+
     def __init__(self) -> None:
         self.writes: list[list[str]] = []
         self.failure: Exception | None = None

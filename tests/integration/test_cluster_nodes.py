@@ -1,0 +1,259 @@
+"""Nodes of a real three-node cluster die and come back under a real Celery worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from bridge.names import Names, bucket_stream
+from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from tests.support.celery_client import close_app, make_app
+from tests.support.celery_worker import CeleryWorker
+from tests.support.nats_cluster import NODES, REPLICAS, NatsCluster
+from tests.support.recovery import (
+    BACK_SECONDS,
+    IN_FLIGHT,
+    PATIENCE_SECONDS,
+    Notebook,
+    wait_until,
+    worker_on,
+)
+
+NAMES = Names()
+RESULTS = NAMES.bucket("results")
+#: What NATS takes at most to elect a leader in place of one that died, and us to notice.
+ELECTED_SECONDS = 9.0 + BACK_SECONDS
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    """A cluster that every test leaves whole."""
+    with NatsCluster(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@contextmanager
+def client_of(cluster: NatsCluster, timeout: float) -> Iterator[Celery]:
+    """A client of the foreign app whose requests take up to `timeout` seconds."""
+    app = make_app(
+        cluster.broker_url(),
+        cluster.url,
+        task_default_queue="foreign",
+        broker_transport_options={"replicas": REPLICAS, "timeout": timeout},
+        result_backend_transport_options={"replicas": REPLICAS},
+    )
+    try:
+        yield app
+    finally:
+        close_app(app)
+
+
+@pytest.fixture
+def app(cluster: NatsCluster) -> Iterator[Celery]:
+    """A client that has the time for an election."""
+    with client_of(cluster, timeout=ELECTED_SECONDS) as app:
+        yield app
+
+
+@contextmanager
+def worker_of(cluster: NatsCluster, directory: Path, first: str = "a") -> Iterator[CeleryWorker]:
+    """A worker that knows all nodes and is connected to `first`."""
+    environ = {
+        "CELERY_BROKER_URL": cluster.broker_url(first),
+        "CELERY_RESULT_BACKEND": cluster.url,
+        "NATS_REPLICAS": str(REPLICAS),
+    }
+    with worker_on(cluster.url, directory, environ=environ) as worker:
+        yield worker
+
+
+@contextmanager
+def sending(notebook: Notebook) -> Iterator[None]:
+    """Send a task every 20 ms for the length of the block; none may be refused."""
+    ended = threading.Event()
+    failures: list[Exception] = []
+
+    def send() -> None:
+        number = 0
+        try:
+            while not ended.wait(0.02):
+                number += 1
+                notebook.send(f"s{number}")
+        except OperationalError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    assert failures == []
+
+
+def wait_for_more(notebook: Notebook) -> None:
+    """Wait until tasks end that no worker can have held before."""
+    started = len(notebook.lines)
+    wait_until(lambda: len(notebook.lines) > started + 4 * IN_FLIGHT)
+
+
+def test_node_of_the_worker_dies(cluster: NatsCluster, app: Celery, tmp_path: Path) -> None:
+    """A worker consumes from another node at once, where that one leads; nothing is lost."""
+    leader = cluster.meta_leader
+    doomed = next(node for node in NODES if node != leader)
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_of(cluster, tmp_path, doomed) as worker:
+        cluster.lead(leader)
+        notebook.send_many(300, 0.02)
+        notebook.wait_for("end t50")
+        assert cluster.nodes_of(worker.pid) == {doomed}
+
+        with cluster.without(doomed):
+            died = time.monotonic()
+            worker.wait_for_log("Connection to broker lost")
+            wait_for_more(notebook)
+
+            assert time.monotonic() - died < BACK_SECONDS
+            notebook.assert_none_lost(IN_FLIGHT)
+            worker.stop()
+
+
+def test_leader_of_everything_dies(cluster: NatsCluster, app: Celery, tmp_path: Path) -> None:
+    """A worker elsewhere keeps its connection, and works on when NATS has elected another."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_of(cluster, tmp_path) as worker:
+        notebook.send("first").get(timeout=PATIENCE_SECONDS)
+        cluster.lead("c")
+        assert "c" not in cluster.nodes_of(worker.pid)
+        with sending(notebook):
+            notebook.wait_for("end s20")
+            with cluster.without("c"):
+                died = time.monotonic()
+                wait_for_more(notebook)
+
+                assert time.monotonic() - died < ELECTED_SECONDS
+        # The one that was being sent may have been stored before its sender was told to repeat it.
+        notebook.assert_none_lost(IN_FLIGHT + 1)
+        assert "Connection to broker lost" not in worker.output
+        worker.stop()
+
+
+def test_result_and_scheduled_tasks_outlive_their_leader(
+    cluster: NatsCluster, app: Celery, tmp_path: Path
+) -> None:
+    """`get()` wakes with a result stored after an election; what falls due in it runs once."""
+    notebook = Notebook(app, tmp_path / "ran")
+    go_on = tmp_path / "go-on"
+    with worker_of(cluster, tmp_path) as worker:
+        held = app.send_task("foreign.hold", (str(notebook.file), str(go_on)))
+        notebook.wait_for("start hold")
+        cluster.lead("c")
+        words = [f"due{seconds}" for seconds in range(2, 7)]
+        due = [
+            app.send_task("foreign.record", (str(notebook.file), word), countdown=int(word[3:]))
+            for word in words
+        ]
+        answers: list[str] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(held.get(timeout=PATIENCE_SECONDS))
+        )
+        waiting.start()
+        with cluster.without("c"):
+            go_on.touch()
+            waiting.join()
+            for each in due:
+                each.get(timeout=PATIENCE_SECONDS)
+
+            assert answers == [f"hold by {worker.hostname}"]
+        assert sorted(x for x in notebook.lines if x.startswith("start due")) == [
+            f"start {word}" for word in words
+        ]
+        worker.stop()
+
+
+def test_rolling_restart(cluster: NatsCluster, app: Celery, tmp_path: Path) -> None:
+    """Nodes are restarted one by one as operators do it: nothing is lost or restarted by hand."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_of(cluster, tmp_path) as worker:
+        with sending(notebook):
+            notebook.wait_for("end s20")
+            for name in NODES:
+                cluster.nodes[name].restart()
+                cluster.wait_until_whole()
+                wait_for_more(notebook)
+        notebook.assert_none_lost(len(NODES) * (IN_FLIGHT + 1))
+        worker.stop()
+
+
+def test_majority_lost(cluster: NatsCluster, tmp_path: Path) -> None:
+    """Senders get a clear error in time, and with a second node all goes on."""
+    timeout = 2.0
+    with client_of(cluster, timeout) as app, worker_of(cluster, tmp_path) as worker:
+        notebook = Notebook(app, tmp_path / "ran")
+        notebook.send("before").get(timeout=PATIENCE_SECONDS)
+        with cluster.without("b", "c"):
+            asked = time.monotonic()
+            with pytest.raises(OperationalError, match="try again"):
+                app.send_task("foreign.add", (1, 1), retry=False)
+            assert time.monotonic() - asked < timeout + 1.0
+
+            cluster.nodes["c"].start()
+            cluster.wait_until_led()
+            notebook.send("afterwards").get(timeout=PATIENCE_SECONDS)
+        notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()
+
+
+def test_what_is_stored_is_found_at_every_node(cluster: NatsCluster) -> None:
+    """A value that was stored is read, whichever copy of the stream answers."""
+    connections = [Connection(ConnectOptions.from_url(n.url)) for n in cluster.nodes.values()]
+    try:
+        for connection in connections:
+            connection.connect()
+        streams = [JetStream(connection) for connection in connections]
+        streams[0].ensure_topology(NAMES, REPLICAS)
+        missed = 0
+        for number in range(300):
+            key = f"found{number}"
+            Bucket(streams[0], RESULTS).put(key, b"value", ttl_seconds=60)
+            missed += sum(Bucket(js, RESULTS).get(key) is None for js in streams)
+
+        assert missed == 0
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_result_of_which_no_word_came(cluster: NatsCluster, app: Celery) -> None:
+    """`get()` returns a result although the node died that should have told of it."""
+    stream = bucket_stream(RESULTS)
+    result = app.AsyncResult("untold")
+    assert result.state == "PENDING"
+    connection = Connection(ConnectOptions.from_url(cluster.url))
+    connection.connect()
+    try:
+        js = JetStream(connection)
+        config = js.api(f"STREAM.INFO.{stream}")["config"]
+        answers: list[str] = []
+        waiting = threading.Thread(
+            target=lambda: answers.append(result.get(timeout=PATIENCE_SECONDS))
+        )
+        waiting.start()
+        wait_until(lambda: app.backend.result_consumer.is_watching("untold"))
+        # From now on no change of a result is told to anybody.
+        js.api(f"STREAM.UPDATE.{stream}", {**config, "republish": None})
+        app.backend.mark_as_done("untold", "told")
+        waiting.join()
+        js.api(f"STREAM.UPDATE.{stream}", config)
+
+        assert answers == ["told"]
+    finally:
+        connection.close()
