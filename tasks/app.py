@@ -44,7 +44,7 @@ app.conf.update(
     # A task that runs says so: STARTED with its worker, not still queued.
     task_track_started=True,
     result_extended=True,
-    result_expires=float(os.environ.get("RESULT_EXPIRES_SECONDS", _SECONDS_PER_DAY)),
+    result_expires=float(os.environ.get("RESULT_EXPIRES_SECONDS") or _SECONDS_PER_DAY),
     worker_send_task_events=True,
     task_send_sent_event=True,
 )
