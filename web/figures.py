@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from importlib.metadata import version
 
+import msgspec
+
 from bridge.envelope import from_epoch
 from bridge.errors import ServiceUnavailable
 from bridge.masking import mask_text
@@ -117,19 +119,7 @@ def _taken_at(view: Snapshot) -> str | None:
 def workers_status() -> WorkersStatus:
     """State of every worker."""
     view = snapshot()
-    states = [
-        WorkerStatus(
-            worker_id=each.worker_id,
-            state=each.state,
-            nats_connected=each.nats_connected,
-            active_tasks=each.active_tasks,
-            max_concurrent=each.max_concurrent,
-            last_heartbeat_at=each.last_heartbeat_at,
-            restarts=each.restarts,
-            last_error=each.last_error,
-        )
-        for each in view.workers
-    ]
+    states = msgspec.convert(view.workers, list[WorkerStatus], from_attributes=True)
     return WorkersStatus(summary=_summary(view), workers=states, taken_at=_taken_at(view))
 
 

@@ -21,19 +21,25 @@ _REF_TEMPLATE = "#/components/schemas/{name}"
 _COMMON = (400, 404, 405, 500)
 
 
-class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+class Endpoint(msgspec.Struct, frozen=True):
     """One operation, as the document tells it."""
 
     method: str
     path: str
     summary: str
-    tag: str
+    #: type of the answer's `data`
     data: Any
+    #: type of the request's body
     body: Any = None
     parameters: tuple[dict[str, Any], ...] = ()
     #: statuses beyond `_COMMON`
     refusals: tuple[int, ...] = ()
     open: bool = False
+
+    @property
+    def tag(self) -> str:
+        """Heading under which the document shows it."""
+        return next((tag for tag in ("tasks", "workers") if f"/{tag}" in self.path), "service")
 
 
 def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
@@ -75,132 +81,86 @@ _WORKER_ID = _path(
 
 ENDPOINTS: Final = (
     Endpoint(
-        method="post",
-        path="/api/v1/tasks/submit",
-        summary="Submit a task. Answered once NATS has stored it.",
-        tag="tasks",
-        data=Accepted,
+        "post",
+        "/api/v1/tasks/submit",
+        "Submit a task. Answered once NATS has stored it.",
+        Accepted,
         body=Submission,
         parameters=(_IDEMPOTENCY,),
         refusals=(409, 413, 415, 503),
     ),
     Endpoint(
-        method="get",
-        path="/api/v1/tasks/types",
-        summary="What can be submitted now, with the JSON Schema of its arguments.",
-        tag="tasks",
-        data=models.TaskTypes,
+        "get",
+        "/api/v1/tasks/types",
+        "What can be submitted now, with the JSON Schema of its arguments.",
+        models.TaskTypes,
     ),
     Endpoint(
-        method="get",
-        path="/api/v1/tasks/stats",
-        summary="Throughput, success rate, durations, utilisation, queue depths.",
-        tag="tasks",
-        data=models.TaskStats,
+        "get",
+        "/api/v1/tasks/stats",
+        "Throughput, success rate, durations, utilisation, queue depths.",
+        models.TaskStats,
     ),
     Endpoint(
-        method="get",
-        path="/api/v1/tasks/{task_id}",
-        summary="State and result of a task. A failed task is a 200 that says FAILURE.",
-        tag="tasks",
-        data=TaskView,
+        "get",
+        "/api/v1/tasks/{task_id}",
+        "State and result of a task. A failed task is a 200 that says FAILURE.",
+        TaskView,
         parameters=(_TASK_ID, _WAIT),
         refusals=(503,),
     ),
     Endpoint(
-        method="delete",
-        path="/api/v1/tasks/{task_id}",
-        summary="Cancel a task.",
-        tag="tasks",
-        data=Cancellation,
+        "delete",
+        "/api/v1/tasks/{task_id}",
+        "Cancel a task.",
+        Cancellation,
         parameters=(_TASK_ID, _TERMINATE),
         refusals=(503,),
     ),
+    Endpoint("get", "/api/v1/workers", "List the workers.", models.Workers),
+    Endpoint("get", "/api/v1/workers/status", "State of the workers.", models.WorkersStatus),
+    Endpoint("get", "/api/v1/workers/stats", "Figures of the workers.", models.WorkersStats),
     Endpoint(
-        method="get",
-        path="/api/v1/workers",
-        summary="List the workers.",
-        tag="workers",
-        data=models.Workers,
+        "get", "/api/v1/workers/{worker_id}", "One worker.", WorkerState, parameters=(_WORKER_ID,)
     ),
     Endpoint(
-        method="get",
-        path="/api/v1/workers/status",
-        summary="State of the workers.",
-        tag="workers",
-        data=models.WorkersStatus,
-    ),
-    Endpoint(
-        method="get",
-        path="/api/v1/workers/stats",
-        summary="Figures of the workers.",
-        tag="workers",
-        data=models.WorkersStats,
-    ),
-    Endpoint(
-        method="get",
-        path="/api/v1/workers/{worker_id}",
-        summary="One worker.",
-        tag="workers",
-        data=WorkerState,
-        parameters=(_WORKER_ID,),
-    ),
-    Endpoint(
-        method="post",
-        path="/api/v1/workers/scale",
-        summary="Change the size of the fleet. Answered once the workers are there, or gone.",
-        tag="workers",
-        data=ScalingResult,
+        "post",
+        "/api/v1/workers/scale",
+        "Change the size of the fleet. Answered once the workers are there, or gone.",
+        ScalingResult,
         body=models.ScaleRequest,
         refusals=(409, 413, 415, 503),
     ),
     Endpoint(
-        method="get",
-        path="/api/v1/workers/scaling",
-        summary="What the fleet shall be, and the last decisions with their reasons.",
-        tag="workers",
-        data=models.Scaling,
+        "get",
+        "/api/v1/workers/scaling",
+        "What the fleet shall be, and the last decisions with their reasons.",
+        models.Scaling,
         refusals=(503,),
     ),
     Endpoint(
-        method="post",
-        path="/api/v1/workers/{worker_id}/restart",
-        summary="Let a worker finish its tasks and start it again. Answered once it is up.",
-        tag="workers",
-        data=WorkerChange,
+        "post",
+        "/api/v1/workers/{worker_id}/restart",
+        "Let a worker finish its tasks and start it again. Answered once it is up.",
+        WorkerChange,
         parameters=(_WORKER_ID,),
         refusals=(409, 503),
     ),
     Endpoint(
-        method="delete",
-        path="/api/v1/workers/{worker_id}",
-        summary="Let a worker finish its tasks and have one less. Answered once it is gone.",
-        tag="workers",
-        data=ScalingResult,
+        "delete",
+        "/api/v1/workers/{worker_id}",
+        "Let a worker finish its tasks and have one less. Answered once it is gone.",
+        ScalingResult,
         parameters=(_WORKER_ID,),
         refusals=(409, 503),
     ),
+    Endpoint("get", "/api/v1/status", "State of the service.", models.Status),
+    Endpoint("get", "/health", "The process is alive.", models.Health, open=True),
     Endpoint(
-        method="get",
-        path="/api/v1/status",
-        summary="State of the service.",
-        tag="service",
-        data=models.Status,
-    ),
-    Endpoint(
-        method="get",
-        path="/health",
-        summary="The process is alive.",
-        tag="service",
-        data=models.Health,
-        open=True,
-    ),
-    Endpoint(
-        method="get",
-        path="/ready",
-        summary="NATS answers and at least one worker is alive.",
-        tag="service",
-        data=models.Readiness,
+        "get",
+        "/ready",
+        "NATS answers and at least one worker is alive.",
+        models.Readiness,
         refusals=(503,),
         open=True,
     ),
@@ -209,7 +169,7 @@ ENDPOINTS: Final = (
 
 def build(*, keys_required: bool) -> bytes:
     """Return the document (OpenAPI 3.1) as JSON."""
-    types = [each for point in ENDPOINTS for each in (point.data, point.body) if each is not None]
+    types = [each for point in ENDPOINTS for each in (point.data, point.body) if each]
     refs, components = msgspec.json.schema_components([*types, Failure], ref_template=_REF_TEMPLATE)
     schemas = dict(zip([*types, Failure], refs, strict=True))
     paths: dict[str, dict[str, Any]] = {}
@@ -238,7 +198,7 @@ def build(*, keys_required: bool) -> bytes:
 def _operation(
     point: Endpoint, schemas: dict[Any, dict[str, Any]], *, keys_required: bool
 ) -> dict[str, Any]:
-    responses = {} if point.data is None else {"200": _success(schemas[point.data])}
+    responses = {"200": _success(schemas[point.data])}
     statuses = {*_COMMON, *point.refusals}
     if keys_required and not point.open:
         statuses.add(401)
