@@ -69,6 +69,9 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
         app.conf.worker_proc_alive_timeout = max(
             app.conf.worker_proc_alive_timeout, _CHILD_START_SECONDS
         )
+    # A pool process that is spawned (worker_pool_start_method) has nothing of this one but the
+    # app's settings, and imports these modules before it sets up logging and tasks.
+    app.conf.include = (*app.conf.include, __name__)
     app.steps["consumer"].update({Tombstones, Announce, ReportDead})
     resize.install(app)
     outage.install(instance)
