@@ -30,7 +30,7 @@ compat: .venv/.development
 	$(BIN)/python -m tests.compat $(ARGS)
 
 clean:
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .compat build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 # The stamps make a second run instant; a changed requirement makes them stale.
 .venv/.runtime: requirements.txt pyproject.toml

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-
-from tests.compat.excluded import reason_for
 
 #: test (``file::Class::test[parameters]``) -> outcome
 Outcomes = dict[str, str]
@@ -42,17 +40,28 @@ def _outcome_of(case: ElementTree.Element) -> str:
 
 
 def regressions(redis: Outcomes, nats: Outcomes) -> list[str]:
-    """Return the tests that pass on Redis and not on NATS, those left out for a reason aside."""
+    """Return the tests that pass on Redis and not on NATS."""
     return [
         test
         for test, outcome in redis.items()
-        if outcome in _GOOD and nats.get(test, "missing") in _BAD and reason_for(test) is None
+        if outcome in _GOOD and nats.get(test, "missing") in _BAD
     ]
 
 
 def failures(outcomes: Outcomes) -> list[str]:
-    """Return the tests that fail, those left out for a reason aside."""
-    return [t for t, outcome in outcomes.items() if outcome in _BAD and reason_for(t) is None]
+    """Return the tests that fail."""
+    return [test for test, outcome in outcomes.items() if outcome in _BAD]
+
+
+def tracebacks(report: Path, tests: Collection[str]) -> str:
+    """Return why these tests failed, as far as a JUnit file tells."""
+    return "\n".join(
+        f"\n{_test_of(case)}\n{problem.text}"
+        for case in ElementTree.parse(report).iter("testcase")
+        if _test_of(case) in tests
+        for problem in case
+        if problem.tag in {"failure", "error"}
+    )
 
 
 def table(runs: Mapping[str, Outcomes], *, only_differences: bool = False) -> str:
@@ -61,7 +70,7 @@ def table(runs: Mapping[str, Outcomes], *, only_differences: bool = False) -> st
     rows = []
     for test in tests:
         cells = [outcomes.get(test, "missing") for outcomes in runs.values()]
-        if reason_for(test) is None and not (only_differences and len(set(cells)) == 1):
+        if not (only_differences and len(set(cells)) == 1):
             rows.append(f"{test:<100} " + " ".join(f"{cell:<9}" for cell in cells))
     heading = f"{'test':<100} " + " ".join(f"{name:<9}" for name in runs)
     return "\n".join([heading, *rows])
@@ -69,5 +78,5 @@ def table(runs: Mapping[str, Outcomes], *, only_differences: bool = False) -> st
 
 def totals(name: str, outcomes: Outcomes) -> str:
     """Return one line of counts."""
-    counted = Counter(outcome for test, outcome in outcomes.items() if reason_for(test) is None)
+    counted = Counter(outcomes.values())
     return f"{name}: " + ", ".join(f"{count} {outcome}" for outcome, count in counted.most_common())

