@@ -7,8 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.nats import NatsServer
+
+# On a busy machine an example may take longer than hypothesis allows; that is no error of ours.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 #: Settings a developer may have exported; no test may depend on them.
 _PREFIXES = ("NATS_", "CELERY_", "FLOWER_", "BRIDGE_", "TASK_WORKER_", "WORKER_", "API_", "WEB_")

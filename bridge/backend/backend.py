@@ -47,6 +47,7 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
     ResultConsumer = ResultConsumer
     supports_native_join = True
     supports_autoexpire = True
+    supports_result_compression = True
     persistent = True
 
     #: A server that restarts is back within a minute; until then a finished task waits here.

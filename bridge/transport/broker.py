@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge.errors import NatsConnectionError
 from bridge.names import PRIORITIES, Names
+from bridge.transport.arguments import QueueArguments
 from bridge.transport.dead import DeadLetters
 from bridge.transport.exchange import BindingTable
 from bridge.transport.keeper import Keeper
@@ -34,6 +35,8 @@ _MAX_WAIT_SECONDS = 1.0
 _GATHER_SECONDS = 0.002
 #: JetStream's error for a consumer that is there with another configuration
 _CONSUMER_EXISTS = 10148
+#: ... and for one that is not there
+CONSUMER_NOT_FOUND = 10014
 #: JetStream's own limit for waiting pulls is 512, and it cannot be raised later.
 _MAX_WAITING_PULLS = 16_384
 
@@ -66,8 +69,8 @@ class BrokerConnection:
         self.bindings = BindingTable(self.js, names)
         self.dead = DeadLetters(self.js, names, max_deliveries)
         self.exchange_types: dict[str, str] = {}
-        #: durable queues whose consumers are known to exist
-        self.durable_queues: set[str] = set()
+        #: stored queues that are known to exist
+        self.stored_queues: dict[str, QueueArguments] = {}
         self.channels: list[Channel] = []
         self.keeper = Keeper(self.wire, self._unacked, ack_wait)
         self._ready: list[tuple[int, int, Callable[[], None]]] = []
@@ -98,13 +101,15 @@ class BrokerConnection:
     def close(self) -> None:
         """Give back what is not acknowledged, then close. Never raises on a broken connection."""
         self.keeper.stop()
-        with contextlib.suppress(NatsConnectionError):
-            for channel in list(self.channels):
-                channel.close()
-            self._flush()
-            # Closing a socket with unread data resets it, and could take our last words along.
-            self.wire.flush()
-        self.collect()
+        try:
+            with contextlib.suppress(NatsConnectionError):
+                for channel in list(self.channels):
+                    channel.close()
+                self._flush()
+                # Closing a socket with unread data resets it, and could take our last words along.
+                self.wire.flush()
+        finally:
+            self.collect()
 
     def collect(self) -> None:
         """Drop everything without talking to the server."""
@@ -114,25 +119,51 @@ class BrokerConnection:
         self._ready.clear()
         self.wire.close()
 
-    # -- durable queues ----------------------------------------------------------------
+    # -- stored queues -----------------------------------------------------------------
 
-    def declare_queue(self, queue: str, *, consume: bool = False) -> int:
-        """Create the consumers of a durable queue; return how many messages wait in it.
+    def declare_queue(
+        self, queue: str, arguments: QueueArguments | None = None, *, consume: bool = False
+    ) -> int:
+        """Create the consumers of a queue in JetStream; return how many messages wait in it.
 
         Existing ones are brought to our `ack_wait` only by who will `consume`: a publisher with
         another setting must not take deliveries from workers that keep them at their own pace.
+        `arguments` are those of the first to declare; None are the ones it already has.
         """
+        known = self.stored_queues.get(queue) or arguments
+        if known is None:
+            known = self._known_arguments(queue)
         try:
-            answers = self.js.api_many(self._consumer_call(queue, p, consume) for p in PRIORITIES)
+            answers = self.js.api_many(
+                self._consumer_call(queue, p, known, consume) for p in PRIORITIES
+            )
         except JetStreamError as error:
             if error.err_code != _CONSUMER_EXISTS:
                 raise
-            answers = self.js.api_many(self.consumer_endpoints("INFO", queue))
-        self.durable_queues.add(queue)
+            answers = self.queue_info(queue)
+        self._note(queue, answers)
         return sum(answer["num_pending"] for answer in answers)
 
+    def _known_arguments(self, queue: str) -> QueueArguments:
+        try:
+            self.queue_info(queue)
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise
+            return QueueArguments()
+        return self.stored_queues[queue]
+
+    def queue_info(self, queue: str) -> list[dict[str, Any]]:
+        """Return what the server knows of a queue, by priority. Raises JetStreamError."""
+        answers = self.js.api_many(self.consumer_endpoints("INFO", queue))
+        self._note(queue, answers)
+        return answers
+
+    def _note(self, queue: str, answers: list[dict[str, Any]]) -> None:
+        self.stored_queues[queue] = QueueArguments.from_consumer(answers[0]["config"])
+
     def _consumer_call(
-        self, queue: str, priority: int, consume: bool
+        self, queue: str, priority: int, arguments: QueueArguments, consume: bool
     ) -> tuple[str, dict[str, Any]]:
         names = self.names
         name, subject = names.consumer(queue, priority), names.task_subject(queue, priority)
@@ -146,6 +177,7 @@ class BrokerConnection:
             "max_waiting": _MAX_WAITING_PULLS,
             # A limit here would strand the message in the stream, not end it.
             "max_deliver": -1,
+            **arguments.consumer_config(),
         }
         endpoint = f"CONSUMER.CREATE.{names.task_stream}.{name}.{subject}"
         body = {"stream_name": names.task_stream, "config": config}

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
-from amqp.exceptions import NotFound
-from amqp.protocol import queue_declare_ok_t
 from kombu.transport import base
 
 from bridge.errors import NatsConnectionError
@@ -16,39 +14,36 @@ from bridge.names import MAX_PRIORITY
 from bridge.transport.bare import MalformedMessage
 from bridge.transport.batch import PublishBatch
 from bridge.transport.broker import BrokerConnection
-from bridge.transport.exchange import Binding
+from bridge.transport.declare import DeclaringChannel
 from bridge.transport.headers import encode_message
 from bridge.transport.intake import ACK, NAK, TERM, Intake
 from bridge.transport.message import Message, RawMessage
 from bridge.transport.outgoing import addressed, ttl_seconds
 from bridge.transport.pull import Delivery
-from bridge.transport.transient import TransientQueue, expiry_headers, priority_of
+from bridge.transport.transient import expiry_headers, priority_of
 from bridge.wire import Message as WireMessage
 from bridge.wire.connection import Outgoing
-from bridge.wire.jetstream import JetStreamError
 
 #: Control traffic overtakes tasks that wait in this process.
 _TRANSIENT_PRIORITY = MAX_PRIORITY + 1
-_CONSUMER_NOT_FOUND = 10014
 
 _channel_ids = count(1)
 Properties = dict[str, Any]
 
 
-class Channel(base.StdChannel):
-    """One channel. Durable queues live in JetStream, all others in core NATS."""
+class Channel(DeclaringChannel):
+    """One channel: publishes, consumes and acknowledges."""
 
     Message = Message
 
     def __init__(self, connection: BrokerConnection) -> None:
-        self.connection = connection
+        super().__init__(connection)
         self.channel_id = next(_channel_ids)
         self.closed = False
         self.events: dict[str, set[Any]] = {"basic_return": set()}
         self._intake = Intake(connection)
         #: consumer tag -> queue
         self._consumers: dict[str, str] = {}
-        self._transient: dict[str, TransientQueue] = {}
         connection.channels.append(self)
 
     @property
@@ -69,115 +64,6 @@ class Channel(base.StdChannel):
         finally:
             if self in self.connection.channels:
                 self.connection.channels.remove(self)
-
-    # -- exchanges and queues ----------------------------------------------------------
-
-    def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
-        if exchange:
-            self.connection.exchange_types[exchange] = type
-
-    def exchange_delete(self, exchange: str, **_: Any) -> None:
-        self.connection.exchange_types.pop(exchange, None)
-        self.connection.bindings.remove_exchange(exchange)
-
-    def queue_declare(
-        self,
-        queue: str = "",
-        passive: bool = False,
-        durable: bool = False,
-        exclusive: bool = False,
-        auto_delete: bool = False,
-        **_: Any,
-    ) -> queue_declare_ok_t:
-        """Create a queue; return its name, waiting messages and consumers (0: not counted).
-
-        Raises amqp's NotFound where `passive` and there is none.
-        """
-        queue = queue or f"amq.gen-{uuid.uuid4()}"
-        if queue in self._transient:
-            return queue_declare_ok_t(queue, len(self._transient[queue].messages), 0)
-        if passive:
-            return queue_declare_ok_t(queue, self._waiting(queue), 0)
-        if durable and not auto_delete and not exclusive:
-            return queue_declare_ok_t(queue, self.connection.declare_queue(queue), 0)
-        self._transient[queue] = TransientQueue(
-            self.connection.wire, self.connection.names, queue, auto_delete=auto_delete
-        )
-        return queue_declare_ok_t(queue, 0, 0)
-
-    def _waiting(self, queue: str) -> int:
-        try:
-            infos = self.connection.js.api_many(self.connection.consumer_endpoints("INFO", queue))
-        except JetStreamError as error:
-            if error.err_code != _CONSUMER_NOT_FOUND:
-                raise
-            raise NotFound(f"no queue {queue!r}", (50, 10), "Queue.declare") from error
-        return sum(info["num_pending"] for info in infos)
-
-    def queue_bind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
-        if not exchange:
-            return
-        exchange_type = self._exchange_type(exchange)
-        if queue in self._transient:
-            self._transient[queue].bind(exchange, exchange_type, routing_key)
-        else:
-            self.connection.bindings.add(Binding(exchange, exchange_type, queue, routing_key))
-
-    def _exchange_type(self, exchange: str) -> str:
-        known = self.connection.exchange_types.get(exchange)
-        if known is None:
-            bindings = self.connection.bindings.for_exchange(exchange)
-            known = bindings[0].exchange_type if bindings else "direct"
-        return known
-
-    def queue_unbind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
-        if queue in self._transient:
-            self._transient[queue].unbind(exchange, routing_key)
-        else:
-            self.connection.bindings.remove(queue=queue, exchange=exchange, key=routing_key)
-
-    def queue_purge(self, queue: str, **_: Any) -> int:
-        """Remove the messages that wait; return how many. What is in flight goes too."""
-        if queue in self._transient:
-            purged = len(self._transient[queue].messages)
-            self._transient[queue].messages.clear()
-            return purged
-        return self._purge(self.connection.names.queue_subjects(queue))
-
-    def _purge(self, subjects: str) -> int:
-        answer = self.connection.js.api(
-            f"STREAM.PURGE.{self.connection.names.task_stream}", {"filter": subjects}
-        )
-        return int(answer["purged"])
-
-    def queue_delete(
-        self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any
-    ) -> int:
-        """Remove a queue with its messages, scheduled ones too; return how many waited."""
-        transient = self._transient.pop(queue, None)
-        if transient is not None:
-            transient.close()
-            return len(transient.messages)
-        connection = self.connection
-        if if_empty and self._waiting(queue):
-            return 0
-        purged = self.queue_purge(queue)
-        self._purge(connection.names.queue_schedules(queue))
-        connection.bindings.remove(queue=queue)
-        connection.durable_queues.discard(queue)
-        for call in connection.consumer_endpoints("DELETE", queue):
-            try:
-                connection.js.api_many([call])
-            except JetStreamError as error:
-                if error.err_code != _CONSUMER_NOT_FOUND:
-                    raise
-        return purged
-
-    def after_reply_message_received(self, queue: str) -> None:
-        self.queue_delete(queue)
-
-    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
-        return base.to_rabbitmq_queue_arguments(arguments, **kwargs)
 
     # -- publishing --------------------------------------------------------------------
 
@@ -241,30 +127,24 @@ class Channel(base.StdChannel):
         routing_key: str | None = "",
     ) -> tuple[list[Outgoing], Outgoing | None]:
         """Return a message as it goes to JetStream, once a durable queue, and to core NATS."""
+        if self._unbound:
+            self._store_unbound()
         body, headers, properties = message
         routing_key = routing_key or ""
         names = self.connection.names
-        if not exchange and self._is_durable(routing_key):
+        if not exchange and self._is_stored(routing_key):
             fields, payload = encode_message(body, headers=headers, properties=properties)
-            return [addressed(names, routing_key, headers, properties, fields, payload)], None
+            ttl = self.connection.stored_queues[routing_key].message_ttl
+            return [addressed(names, routing_key, headers, properties, fields, payload, ttl)], None
         properties = {**properties, "exchange": exchange, "routing_key": routing_key}
         fields, payload = encode_message(body, headers=headers, properties=properties)
         queues = self.connection.bindings.queues_for(exchange, routing_key) if exchange else set()
         durable = [
-            addressed(names, queue, headers, properties, fields, payload) for queue in queues
+            addressed(names, queue, headers, properties, fields, payload, self._message_ttl(queue))
+            for queue in queues
         ]
         fields |= expiry_headers(ttl_seconds(properties.get("expiration")))
         return durable, (names.exchange_subject(exchange, routing_key), payload, fields)
-
-    def _is_durable(self, queue: str) -> bool:
-        if queue in self.connection.durable_queues:
-            return True
-        try:
-            self._waiting(queue)
-        except NotFound:
-            return False
-        self.connection.durable_queues.add(queue)
-        return True
 
     # -- consuming ---------------------------------------------------------------------
 
@@ -281,6 +161,7 @@ class Channel(base.StdChannel):
         **_: Any,
     ) -> str:
         assert callback is not None
+        self._store_unbound()
         tag = consumer_tag or f"amq.ctag-{uuid.uuid4()}"
         self._consumers[tag] = queue
         take = self._taker(queue, tag, no_ack, callback)
@@ -362,9 +243,13 @@ class Channel(base.StdChannel):
             transient.on_message = None
             if transient.auto_delete:
                 self.queue_delete(queue)
+        elif queue in self._auto_delete:
+            # AMQP would take waiting messages along with the last consumer. Here they are kept.
+            self.queue_delete(queue, if_unused=True, if_empty=True)
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> RawMessage | None:
         """Take one message, the highest priority first; None where there is none."""
+        self._store_unbound()
         transient = self._transient.get(queue)
         if transient is not None:
             message = transient.take()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from bridge.wire.kv import whole_seconds
+
 #: What is due sooner stays in the worker's own timer: the server looks at its schedules only
 #: every 250 ms (nats-facts, section 1).
 MIN_DELAY_SECONDS = 1.0
@@ -26,10 +28,14 @@ def due_time(headers: Mapping[str, Any] | None, now: datetime) -> datetime | Non
     return due if (due - now).total_seconds() >= MIN_DELAY_SECONDS else None
 
 
-def schedule_headers(due: datetime, target: str) -> dict[str, str]:
-    """Return the headers that make the server publish a message to `target` when due."""
+def schedule_headers(due: datetime, target: str, ttl: float | None = None) -> dict[str, str]:
+    """Return the headers that make the server publish a message to `target` when due.
+
+    It may wait there for `ttl` seconds.
+    """
     moment = due.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"Nats-Schedule": f"@at {moment}", "Nats-Schedule-Target": target}
+    headers = {"Nats-Schedule": f"@at {moment}", "Nats-Schedule-Target": target}
+    return headers if ttl is None else {**headers, "Nats-Schedule-TTL": whole_seconds(ttl)}
 
 
 def nonce() -> str:

@@ -124,6 +124,9 @@ class BindingTable:
                 self._bucket.delete(name)
                 self._loaded().pop(name, None)
 
+    def all(self) -> list[Binding]:
+        return list(self._loaded().values())
+
     def for_exchange(self, exchange: str) -> list[Binding]:
         return [b for b in self._loaded().values() if b.exchange == exchange]
 

@@ -13,7 +13,7 @@ from bridge.transport.pull import Delivery
 from bridge.wire import Message as WireMessage
 
 
-def level_of(priority: int | None) -> int:
+def level_of(priority: int | str | None) -> int:
     """Return the priority a message is stored under (ADR 0003)."""
     if priority is None:
         return DEFAULT_PRIORITY

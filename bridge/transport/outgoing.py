@@ -20,24 +20,24 @@ def addressed(
     properties: Mapping[str, Any],
     fields: dict[str, str],
     payload: bytes,
+    queue_ttl: float | None = None,
 ) -> Outgoing:
     """Return subject, payload and NATS headers that put a kombu message into `queue`.
 
     `fields` and `payload` are the encoded message; a task that is due later goes to a schedule.
+    `queue_ttl` is how many seconds any message may wait in this queue.
     """
     subject = names.task_subject(queue, level_of(properties.get("priority")))
     if "task" not in headers:
-        return (
-            subject,
-            payload,
-            {**fields, **ttl_headers(ttl_seconds(properties.get("expiration")))},
-        )
+        own_ttl = ttl_seconds(properties.get("expiration"))
+        ttl = min((t for t in (own_ttl, queue_ttl) if t is not None), default=None)
+        return subject, payload, {**fields, **ttl_headers(ttl)}
     # A task's expiry is left to the worker, which tells who waits for the result. Gone from its
     # queue by itself, it would be waited for for ever.
     due = delay.due_time(headers, datetime.now(UTC))
     if due is None:
-        return subject, payload, fields
-    fields = {**fields, **delay.schedule_headers(due, subject)}
+        return subject, payload, {**fields, **ttl_headers(queue_ttl)} if queue_ttl else fields
+    fields = {**fields, **delay.schedule_headers(due, subject, queue_ttl)}
     task_id = str(headers.get("id", ""))
     return names.schedule_subject(queue, task_id, delay.nonce()), payload, fields
 

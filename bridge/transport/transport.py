@@ -46,8 +46,26 @@ MAX_DELIVERIES = 20
 _SSL_OPTIONS = {"ca_certs": "tls_ca_file", "certfile": "tls_cert_file", "keyfile": "tls_key_file"}
 
 
+class Management(base.Management):
+    """What `celery list bindings` asks for."""
+
+    def get_bindings(self) -> list[dict[str, str]]:
+        """Return what every stored queue is bound to; those in memory are known to nobody else."""
+        with self.transport.client.channel() as channel:
+            return [
+                {
+                    "destination": binding.queue,
+                    "source": binding.exchange,
+                    "routing_key": binding.binding_key,
+                }
+                for binding in channel.connection.bindings.all()
+            ]
+
+
 class Transport(base.Transport):
     """What kombu and Celery ask of a broker; see the module for options."""
+
+    Management = Management
 
     driver_type = "nats"
     driver_name = "celery-nats-bridge"

@@ -36,9 +36,14 @@ class Entry(msgspec.Struct, frozen=True):
     revision: int
 
 
+def whole_seconds(ttl: float) -> str:
+    """Return a time to live as the server knows it: whole seconds from 1, rounded up."""
+    return str(max(1, math.ceil(ttl)))
+
+
 def ttl_headers(ttl_seconds: float | None) -> dict[str, str]:
-    """Return the header that makes a message expire. The server knows whole seconds from 1."""
-    return {} if ttl_seconds is None else {"Nats-TTL": str(max(1, math.ceil(ttl_seconds)))}
+    """Return the header that makes a message expire."""
+    return {} if ttl_seconds is None else {"Nats-TTL": whole_seconds(ttl_seconds)}
 
 
 def _entry(stored: Stored | None) -> Entry | None:

@@ -81,6 +81,27 @@ def test_success_is_found_again(app: Celery, make_app: MakeApp, shared_nats: Nat
     assert meta["finished_epoch"] == pytest.approx(time.time(), abs=60)
 
 
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_compressed_results(
+    make_app: MakeApp, shared_nats: NatsServer, task_id: str, serializer: str
+) -> None:
+    """`result_compression` works as on Redis, and a reader needs no such setting."""
+    settings = {"result_serializer": serializer, "result_accept_content": [serializer]}
+    app = make_app(shared_nats, result_compression="zlib", **settings)
+    reader = make_app(shared_nats, **settings)
+    waiter = ThreadPoolExecutor(1)
+    woken = waiter.submit(reader.AsyncResult(task_id).get, timeout=10)
+    app.backend.store_result(task_id, None, states.STARTED)
+    app.backend.store_result(task_id, "x" * 10_000, states.SUCCESS)
+
+    assert woken.result() == "x" * 10_000
+    waiter.shutdown()
+    stored = app.backend.get(app.backend.get_key_for_task(task_id))
+    assert stored is not None
+    assert len(stored) < 1000
+    assert reader.AsyncResult(task_id).result == "x" * 10_000
+
+
 def test_failure_is_raised_again(app: Celery, task_id: str) -> None:
     """With its type, message and traceback."""
     app.backend.mark_as_failure(task_id, KeyError("missing"), traceback="Traceback: here")

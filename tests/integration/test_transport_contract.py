@@ -27,7 +27,7 @@ def test_transient_messages_are_taken_by_priority(connect: Connect, name: str) -
     """`basic_get` on a queue in memory takes the highest priority first."""
     connection = connect()
     channel = connection.default_channel
-    channel.queue_declare(name, durable=False, auto_delete=True)
+    channel.queue_declare(name, exclusive=True)
     producer = connection.Producer()
     for body, priority in (("low", 1), ("high", 7)):
         producer.publish(body, routing_key=name, priority=priority)
@@ -41,7 +41,7 @@ def test_expired_transient_message_is_not_delivered(connect: Connect, name: str)
     """A message that outlived its time in an unread socket is dropped, a living one is not."""
     connection = connect()
     channel = connection.default_channel
-    channel.queue_declare(name, durable=False, auto_delete=True)
+    channel.queue_declare(name, exclusive=True)
     producer = connection.Producer()
     producer.publish("dead", routing_key=name, expiration=0.001)
     producer.publish("alive", routing_key=name, expiration=60)

@@ -29,7 +29,7 @@ ODD_NAMES = [
 
 def transient(name: str, exchange: Exchange | None = None, routing_key: str = "") -> Queue:
     """A queue that lives as long as its connection."""
-    return Queue(name, exchange, routing_key, durable=False, auto_delete=True)
+    return Queue(name, exchange, routing_key, exclusive=True)
 
 
 def publish(connection: Connection, exchange: Exchange, key: str, *bodies: Any) -> None:

@@ -1,0 +1,205 @@
+"""Exchanges and queues as AMQP declares them: which are stored, which are in memory."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from amqp.exceptions import NotFound
+from amqp.protocol import queue_declare_ok_t
+from kombu.transport import base
+
+from bridge.names import EVENT_EXCHANGE
+from bridge.transport.arguments import QueueArguments, warn_of_ignored
+from bridge.transport.broker import CONSUMER_NOT_FOUND, BrokerConnection
+from bridge.transport.exchange import Binding
+from bridge.transport.message import level_of
+from bridge.transport.transient import TransientQueue
+from bridge.wire.jetstream import JetStreamError
+
+
+class DeclaringChannel(base.StdChannel):
+    """The part of a channel that declares, binds, purges and deletes.
+
+    Every queue is stored in JetStream, also a non-durable one, as on Redis; but exclusive ones and
+    auto-delete ones that only matter to who is there: bound to a fanout exchange or to one of
+    Celery's for remote control and events. Those are core NATS subscriptions (ADR 0002).
+    """
+
+    def __init__(self, connection: BrokerConnection) -> None:
+        self.connection = connection
+        self._transient: dict[str, TransientQueue] = {}
+        #: auto-delete queues that no exchange was bound to yet, so that they may have to be stored
+        self._unbound: dict[str, QueueArguments] = {}
+        #: stored ones
+        self._auto_delete: set[str] = set()
+
+    def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
+        if exchange:
+            self.connection.exchange_types[exchange] = type
+
+    def exchange_delete(self, exchange: str, **_: Any) -> None:
+        self.connection.exchange_types.pop(exchange, None)
+        self.connection.bindings.remove_exchange(exchange)
+
+    def queue_declare(
+        self,
+        queue: str = "",
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> queue_declare_ok_t:
+        """Create a queue; return its name, waiting messages and consumers (0: not counted).
+
+        Raises amqp's NotFound where `passive` and there is none.
+        """
+        queue = queue or f"amq.gen-{uuid.uuid4()}"
+        if queue in self._transient:
+            return queue_declare_ok_t(queue, len(self._transient[queue].messages), 0)
+        if passive:
+            return queue_declare_ok_t(queue, self._waiting(queue), 0)
+        kept = QueueArguments.of(arguments, auto_delete=auto_delete)
+        if not exclusive and (not auto_delete or queue in self._auto_delete):
+            warn_of_ignored(queue, arguments)
+            return queue_declare_ok_t(queue, self.connection.declare_queue(queue, kept), 0)
+        if not exclusive:
+            self._unbound[queue] = kept
+        self._transient[queue] = TransientQueue(
+            self.connection.wire, self.connection.names, queue, auto_delete=auto_delete
+        )
+        return queue_declare_ok_t(queue, 0, 0)
+
+    def _store_unbound(self) -> None:
+        """Store the auto-delete queues that get by without an exchange, like those of `rpc://`."""
+        for queue in list(self._unbound):
+            self._store(queue)
+
+    def _store(self, queue: str) -> None:
+        connection = self.connection
+        connection.declare_queue(queue, self._unbound.pop(queue))
+        self._auto_delete.add(queue)
+        # Who published meanwhile found no stored queue.
+        connection.wire.flush()
+        transient = self._transient.pop(queue)
+        connection.js.publish_many(
+            (
+                connection.names.task_subject(queue, level_of(message.headers.get("Priority"))),
+                message.payload,
+                message.headers,
+            )
+            for message in transient.messages
+        )
+        transient.close()
+
+    def _infos(self, queue: str) -> list[dict[str, Any]]:
+        try:
+            return self.connection.queue_info(queue)
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise
+            raise NotFound(f"no queue {queue!r}", (50, 10), "Queue.declare") from error
+
+    def _waiting(self, queue: str) -> int:
+        return sum(info["num_pending"] for info in self._infos(queue))
+
+    def _is_stored(self, queue: str) -> bool:
+        if queue in self.connection.stored_queues:
+            return True
+        try:
+            self._infos(queue)
+        except NotFound:
+            return False
+        return True
+
+    def _message_ttl(self, queue: str) -> float | None:
+        return self.connection.stored_queues[queue].message_ttl if self._is_stored(queue) else None
+
+    def queue_bind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
+        if not exchange:
+            return
+        exchange_type = self._exchange_type(exchange)
+        if _is_for_those_present(exchange, exchange_type):
+            self._unbound.pop(queue, None)
+        elif queue in self._unbound:
+            self._store(queue)
+        if queue in self._transient:
+            self._transient[queue].bind(exchange, exchange_type, routing_key)
+        else:
+            self.connection.bindings.add(Binding(exchange, exchange_type, queue, routing_key))
+
+    def _exchange_type(self, exchange: str) -> str:
+        known = self.connection.exchange_types.get(exchange)
+        if known is None:
+            bindings = self.connection.bindings.for_exchange(exchange)
+            known = bindings[0].exchange_type if bindings else "direct"
+        return known
+
+    def queue_unbind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
+        if queue in self._transient:
+            self._transient[queue].unbind(exchange, routing_key)
+        else:
+            self.connection.bindings.remove(queue=queue, exchange=exchange, key=routing_key)
+
+    def queue_purge(self, queue: str, **_: Any) -> int:
+        """Remove the messages that wait; return how many. What is in flight goes too."""
+        if queue in self._transient:
+            purged = len(self._transient[queue].messages)
+            self._transient[queue].messages.clear()
+            return purged
+        return self._purge(self.connection.names.queue_subjects(queue))
+
+    def _purge(self, subjects: str) -> int:
+        answer = self.connection.js.api(
+            f"STREAM.PURGE.{self.connection.names.task_stream}", {"filter": subjects}
+        )
+        return int(answer["purged"])
+
+    def queue_delete(
+        self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any
+    ) -> int:
+        """Remove a queue with its messages, scheduled ones too; return how many waited.
+
+        Where it has messages (`if_empty`) or consumers (`if_unused`), it stays and 0 is returned.
+        """
+        transient = self._transient.pop(queue, None)
+        if transient is not None:
+            self._unbound.pop(queue, None)
+            waiting = len(transient.messages)
+            transient.close()
+            return waiting
+        connection = self.connection
+        if if_empty or if_unused:
+            try:
+                infos = self._infos(queue)
+            except NotFound:
+                return 0
+            # A consumer has asked for more, or has no credit left because of what it holds.
+            used = any(info["num_waiting"] or info["num_ack_pending"] for info in infos)
+            if (if_unused and used) or (if_empty and any(info["num_pending"] for info in infos)):
+                return 0
+        purged = self.queue_purge(queue)
+        self._purge(connection.names.queue_schedules(queue))
+        connection.bindings.remove(queue=queue)
+        connection.stored_queues.pop(queue, None)
+        for call in connection.consumer_endpoints("DELETE", queue):
+            try:
+                connection.js.api_many([call])
+            except JetStreamError as error:
+                if error.err_code != CONSUMER_NOT_FOUND:
+                    raise
+        return purged
+
+    def after_reply_message_received(self, queue: str) -> None:
+        self.queue_delete(queue)
+
+    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **kwargs: Any) -> Any:
+        return base.to_rabbitmq_queue_arguments(arguments, **kwargs)
+
+
+def _is_for_those_present(exchange: str, exchange_type: str) -> bool:
+    """True for broadcasts and for the exchanges of Celery's remote control, replies and events."""
+    return exchange_type == "fanout" or exchange == EVENT_EXCHANGE or exchange.endswith(".pidbox")
