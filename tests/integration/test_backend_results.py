@@ -39,6 +39,8 @@ def make_app() -> Iterator[MakeApp]:
             config_source={"result_backend_thread_safe": True, **settings},
             set_as_current=False,
         )
+        # Celery makes one for each thread that asks at the same time for the first time.
+        assert app.backend
         apps.append(app)
         return app
 

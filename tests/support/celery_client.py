@@ -12,7 +12,7 @@ def make_app(url: str, backend: str = "", **settings: Any) -> Celery:
 
     `close_app` ends it.
     """
-    return Celery(
+    app = Celery(
         "client",
         broker=url,
         backend=backend or url,
@@ -20,6 +20,9 @@ def make_app(url: str, backend: str = "", **settings: Any) -> Celery:
         config_source={"result_backend_thread_safe": True, **settings},
         set_as_current=False,
     )
+    # Celery makes one for each thread that asks at the same time for the first time.
+    assert app.backend
+    return app
 
 
 def close_app(app: Celery) -> None:
