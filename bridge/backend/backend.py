@@ -50,9 +50,10 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
     supports_result_compression = True
     persistent = True
 
-    #: A server that restarts is back within a minute; until then a finished task waits here.
+    #: A server that restarts is back within a minute; until then a finished task waits here. The
+    #: time is limited and not the tries: one alone takes seconds where a cluster has no leader.
     retry_policy = {
-        "max_retries": 60,
+        "timeout": 60.0,
         "interval_start": 0.1,
         "interval_step": 0.3,
         "interval_max": 1,
