@@ -17,7 +17,14 @@ from celery.utils.log import get_logger
 
 from bridge.errors import NatsConnectionError
 from bridge.names import DEFAULT_VHOST, Names, escape
-from bridge.wire import Bucket, ConnectionPool, JetStream, JetStreamError, KeyExists
+from bridge.wire import (
+    Bucket,
+    ConnectionPool,
+    ConnectOptions,
+    JetStream,
+    JetStreamError,
+    KeyExists,
+)
 
 logger = get_logger("celery.beat")
 
@@ -39,7 +46,11 @@ class NatsScheduler(Scheduler):
 
     def __init__(self, app: Any, *args: Any, lazy: bool = False, **kwargs: Any) -> None:
         broker = app.connection_for_write()
-        self._pool = ConnectionPool(broker.transport.connect_options(), max_idle=1)
+        options = broker.transport.connect_options()
+        if broker.alt:  # several servers: the lease outlives the first as well
+            servers = ConnectOptions.from_url(",".join(broker.alt)).servers
+            options = msgspec.structs.replace(options, servers=servers)
+        self._pool = ConnectionPool(options, max_idle=1)
         self._names = Names(broker.virtual_host or DEFAULT_VHOST)
         self._status = self._names.bucket("status")
         # Beats of different apps do not stand in for one another.

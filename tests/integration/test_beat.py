@@ -17,24 +17,25 @@ from bridge.beat import LEASE_SECONDS
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, Message
 from tests.support.nats import NatsServer
+from tests.support.service import free_ports
 
 _INTERVAL = timedelta(seconds=0.5)
-StartBeat = Callable[[], subprocess.Popen[bytes]]
+StartBeat = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def start_beat(nats_server: NatsServer, tmp_path: Path) -> Iterator[StartBeat]:
-    """Starts `celery beat` on the server; all are ended with the test."""
+    """Starts `celery beat` on the server, or on a list of URLs; all are ended with the test."""
     beats: list[subprocess.Popen[bytes]] = []
 
-    def start() -> subprocess.Popen[bytes]:
+    def start(broker_url: str = nats_server.url) -> subprocess.Popen[bytes]:
         with (tmp_path / f"beat-{len(beats)}.log").open("wb") as log:
             beat = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "celery", "-A", "tests.support.beat_app", "beat"),
                     *("-S", "bridge.beat:NatsScheduler", "--pidfile", "", "-l", "INFO"),
                 ],
-                env={**os.environ, "CELERY_BROKER_URL": nats_server.url},
+                env={**os.environ, "CELERY_BROKER_URL": broker_url},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
@@ -111,3 +112,13 @@ def test_a_stopped_beat_hands_over_at_once(
 
     assert second.poll() is None
     assert time.monotonic() - ended < LEASE_SECONDS - 1
+
+
+def test_beat_sends_through_the_second_of_two_servers(
+    start_beat: StartBeat, sent: Callable[[int, float], list[datetime]], nats_server: NatsServer
+) -> None:
+    """The lease is held, and tasks are sent, where the first server is dead."""
+    [dead_port] = free_ports(1)
+    start_beat(f"nats://127.0.0.1:{dead_port};{nats_server.url}")
+
+    sent(2, 20)
