@@ -46,6 +46,17 @@ class TaskRecord(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     timeout_seconds: float | None = None
 
 
+#: NATS header of a result that is not plain JSON: as JSON, what Celery keeps of the task but its
+#: value (an error's type and text are there), so that who must not read the payload knows the rest.
+RESULT_META = "Celery-meta"
+#: NATS header beside it: how the payload is serialized, before any compression.
+RESULT_CONTENT_TYPE = "Content-Type"
+JSON_CONTENT_TYPE = "application/json"
+#: So starts the result that the API writes of a task it cancelled: JSON, whatever the app's own
+#: serializer is. Celery's results start with another member.
+CANCELLED_START = b'{"task_id":'
+
+
 class IdempotencyRecord(msgspec.Struct, kw_only=True, frozen=True):
     """Bucket `idempotency`, key = SHA-256 of the client's key: what it was used for."""
 
@@ -80,6 +91,8 @@ class WorkerRecord(msgspec.Struct, kw_only=True, frozen=True):
     types: list[TaskType]
     started_epoch: float
     announced_epoch: float
+    #: whether its `accept_content` has json, in which the API writes tasks
+    accepts_json: bool = True
 
 
 #: How often a worker announces itself.

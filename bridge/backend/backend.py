@@ -7,13 +7,15 @@ options of `bridge.wire.options.TRANSPORT_OPTIONS` may stand in
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
+from celery.utils.serialization import get_pickled_exception
 from kombu.exceptions import EncodeError
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.functional import retry_over_time
@@ -23,6 +25,12 @@ from bridge.backend.waiter import ResultConsumer
 from bridge.errors import NatsConnectionError
 from bridge.masking import mask_text
 from bridge.names import Names, escape
+from bridge.records import (
+    CANCELLED_START,
+    JSON_CONTENT_TYPE,
+    RESULT_CONTENT_TYPE,
+    RESULT_META,
+)
 from bridge.wire import (
     Bucket,
     ConnectionPool,
@@ -39,6 +47,9 @@ _DEFAULT_URL = "nats://localhost:4222"
 _TRUNCATED_CHARACTERS = 10_000
 #: ... in each of the exception's first arguments.
 _TRUNCATED_ARGUMENTS = 10
+#: What a header tells of a result whose payload is not plain JSON; of an error's text it keeps
+_DESCRIBED = ("status", "date_done", "name", "worker", "queue", "retries", "started_epoch")
+_DESCRIBED_CHARACTERS = 1_000
 
 
 class NatsBackend(AsyncBackendMixin, ChordBackend):
@@ -76,6 +87,7 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         self.bucket_name = names.bucket("results")
         self._pool = ConnectionPool(self.connect_options)
         self._topology_known = False
+        self._is_plain_json = self.content_type == JSON_CONTENT_TYPE and not self.compression
         self.result_consumer = self.ResultConsumer(
             self, self.app, self.accept, self._pending_results, self._pending_messages
         )
@@ -128,9 +140,13 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
 
         return self._with_bucket(work)
 
-    def set(self, key: str | bytes, value: str | bytes) -> None:
+    def set(
+        self, key: str | bytes, value: str | bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
         data = value.encode() if isinstance(value, str) else value
-        self._with_bucket(lambda bucket, _: bucket.put(self._key(key), data, self._ttl))
+        self._with_bucket(
+            lambda bucket, _: bucket.put(self._key(key), data, self._ttl, headers or {})
+        )
 
     @property
     def _ttl(self) -> float | None:
@@ -192,45 +208,74 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         meta = self._get_result_meta(result, state, traceback, request)
         meta["task_id"] = bytes_to_str(task_id)
         store = self.set if state == states.SUCCESS else self._set_unless_success
+        headers = {} if self._is_plain_json else self._described(meta)
         try:
-            store(key, self.encode(meta))
+            store(key, self.encode(meta), headers)
         except PayloadTooLarge as error:
             if state not in states.EXCEPTION_STATES:
                 raise EncodeError(f"the result of task {task_id} is too large: {error}") from error
-            store(key, self.encode(_truncated(meta)))
+            store(key, self.encode(_truncated(meta)), headers)
         return result
 
-    def _set_unless_success(self, key: str | bytes, value: str | bytes) -> None:
+    def _set_unless_success(
+        self, key: str | bytes, value: str | bytes, headers: Mapping[str, str]
+    ) -> None:
         """Store a state, one round trip where it is the task's first."""
         data = value.encode() if isinstance(value, str) else value
 
         def work(bucket: Bucket, _: JetStream) -> None:
             name = self._key(key)
             try:
-                bucket.create(name, data, self._ttl)
+                bucket.create(name, data, self._ttl, headers)
             except KeyExists:
                 stored = bucket.get(name)
                 if stored is None or self.decode_result(stored)["status"] != states.SUCCESS:
-                    bucket.put(name, data, self._ttl)
+                    bucket.put(name, data, self._ttl, headers)
 
         self._with_bucket(work)
+
+    def _described(self, meta: dict[str, Any]) -> dict[str, str]:
+        """Return the headers by which the API follows a task whose result it cannot read."""
+        told = {name: meta[name] for name in _DESCRIBED if meta.get(name) is not None}
+        if meta["status"] in states.EXCEPTION_STATES:
+            told["result"] = _named(meta["result"], _DESCRIBED_CHARACTERS)
+        return {RESULT_CONTENT_TYPE: self.content_type, RESULT_META: json.dumps(told)}
+
+    def decode(self, payload: Any) -> Any:
+        """Return what was encoded; also the JSON that the API writes of a task it cancelled."""
+        if not self._is_plain_json and payload and payload.startswith(CANCELLED_START):
+            return json.loads(payload)
+        return super().decode(payload)
 
 
 def _truncated(meta: dict[str, Any]) -> dict[str, Any]:
     """Return a failure's meta with its texts cut to what surely fits."""
-    result = meta["result"]
-    if isinstance(result, dict) and "exc_message" in result:
-        texts = result["exc_message"]
-        texts = texts if isinstance(texts, list | tuple) else [texts]
-        result = {**result, "exc_message": [_cut(str(t)) for t in texts[:_TRUNCATED_ARGUMENTS]]}
     traceback = meta["traceback"]
     return {
         **{key: meta[key] for key in ("status", "task_id", "date_done", "worker") if key in meta},
-        "result": result,
+        "result": _named(meta["result"], _TRUNCATED_CHARACTERS),
         "traceback": traceback and str(traceback)[-_TRUNCATED_CHARACTERS:],
         "children": [],
     }
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _TRUNCATED_CHARACTERS else f"{text[:_TRUNCATED_CHARACTERS]}… (cut)"
+def _named(error: Any, characters: int) -> Any:
+    """Return type and first arguments of an error as Celery's JSON has them, each text cut."""
+    if isinstance(error, BaseException):
+        error = get_pickled_exception(error)
+        kind = type(error)
+        error = {
+            "exc_type": kind.__qualname__,
+            "exc_message": error.args,
+            "exc_module": kind.__module__,
+        }
+    if not isinstance(error, dict) or "exc_message" not in error:
+        return None if error is None else _cut(str(error), characters)
+    texts = error["exc_message"]
+    texts = texts if isinstance(texts, list | tuple) else [texts]
+    cut = [_cut(str(text), characters) for text in texts[:_TRUNCATED_ARGUMENTS]]
+    return {**error, "exc_message": cut}
+
+
+def _cut(text: str, characters: int) -> str:
+    return text if len(text) <= characters else f"{text[:characters]}… (cut)"

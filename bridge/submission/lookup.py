@@ -14,7 +14,8 @@ from bridge.names import Names
 from bridge.records import SNAPSHOT_KEY, ActiveTask, Snapshot
 from bridge.submission.deadline import ANSWER_SECONDS
 from bridge.submission.keys import TaskPlaces
-from bridge.submission.stored import about, check_id, decode_meta, not_found, read
+from bridge.submission.result import read_result
+from bridge.submission.stored import about, check_id, not_found, read
 from bridge.submission.view import Known, TaskView, view_of
 from bridge.wire import Connection, ConnectionPool, JetStream, Message
 
@@ -140,5 +141,5 @@ def _newest(known: Known, arrived: list[Message]) -> Known:
     for message in arrived:
         # Expiry and deletion leave markers on the subject; they are no result.
         if message.payload and "KV-Operation" not in message.headers:
-            known = msgspec.structs.replace(known, meta=decode_meta(message.payload))
+            known = msgspec.structs.replace(known, meta=read_result(message))
     return known

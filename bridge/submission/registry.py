@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import time
 from collections.abc import Callable, Mapping
@@ -112,14 +113,17 @@ class TaskTypes:
 
         Raises:
             InvalidTaskData: no worker knows it.
-            ServiceUnavailable: no worker is alive, or none of those that knew it.
+            ServiceUnavailable: no worker is alive, or none of those that knew it; or one that
+                serves its queue takes no JSON.
             NatsConnectionError: NATS is away, so nothing is known of the workers.
         """
         live = self.live_workers()
         candidates = [each for each in live if name in each.types]
         if candidates:
             self._known.add(name)
-            return max(candidates, key=lambda each: each.record.started_epoch).types[name]
+            found = max(candidates, key=lambda each: each.record.started_epoch).types[name]
+            _check_accepted(found.task_type, live)
+            return found
         if not self._workers.connected:
             raise NatsConnectionError("NATS cannot be reached. Try again when it is back.")
         if not live:
@@ -135,7 +139,24 @@ class TaskTypes:
     def all(self) -> list[TaskType]:
         """Every type that can be submitted now, by name."""
         names = {name for worker in self.live_workers() for name in worker.types}
-        return [self.lookup(name).task_type for name in sorted(names)]
+        found = []
+        for name in sorted(names):
+            # Left out is what a submission would be told of.
+            with contextlib.suppress(ServiceUnavailable):
+                found.append(self.lookup(name).task_type)
+        return found
+
+
+def _check_accepted(task_type: TaskType, live: list[LiveWorker]) -> None:
+    """Raise ServiceUnavailable where a worker of the type's queue would drop the task's message."""
+    for worker in live:
+        record = worker.record
+        if not record.accepts_json and task_type.queue in record.queues:
+            raise ServiceUnavailable(
+                f"Worker {record.hostname!r} of queue {task_type.queue!r} takes no JSON, in which "
+                f"task type {task_type.name!r} would be sent to it. Add 'json' to the "
+                "accept_content of its Celery app and restart it."
+            )
 
 
 def _hint(name: str, types: list[TaskType]) -> str:

@@ -13,14 +13,12 @@ from bridge.names import Names
 from bridge.records import ActiveTask, TaskRecord, TaskState
 from bridge.submission.deadline import ANSWER_SECONDS, Deadline
 from bridge.submission.keys import TaskPlaces
+from bridge.submission.result import read_result
 from bridge.submission.view import Known, ResultMeta
 from bridge.wire import ConnectionPool, JetStream, Message
 from bridge.wire.jetstream import is_expired, is_gone
 
 _decode_record = msgspec.json.Decoder(TaskRecord).decode
-#: Decode a result as Celery stores it.
-decode_meta = msgspec.json.Decoder(ResultMeta).decode
-
 
 #: Celery's ids are UUIDs; a subject made of a much longer one would break the connection.
 MAX_ID_CHARACTERS = 255
@@ -53,7 +51,7 @@ def about(pool: ConnectionPool, task_id: str) -> Iterator[JetStream]:
 def _meta(result: Message) -> ResultMeta | None:
     if is_expired(result):
         return ResultMeta(status=TaskState.EXPIRED)
-    return None if is_gone(result) else decode_meta(result.payload)
+    return None if is_gone(result) else read_result(result)
 
 
 class Stored(NamedTuple):

@@ -36,6 +36,8 @@ class TaskView(msgspec.Struct, kw_only=True, frozen=True):
     queue: str | None = None
     priority: int | None = None
     result: Any = None
+    #: where to read the value when it is not JSON, for which `result` and `meta` are null
+    result_note: str | None = None
     error: TaskFailure | None = None
     #: what a state of the task's own carries, for instance {"current": 3, "total": 9}
     meta: Any = None
@@ -62,6 +64,8 @@ class ResultMeta(msgspec.Struct, kw_only=True, frozen=True):
     queue: str | None = None
     retries: int | None = None
     started_epoch: float | None = None
+    #: set where the value is not shown, to tell why
+    result_note: str | None = None
 
     @property
     def final(self) -> bool:
@@ -165,11 +169,11 @@ def _from_meta(meta: ResultMeta, state: str, show_tracebacks: bool) -> dict[str,
         if started is not None:
             fields["runtime_seconds"] = round(max(0.0, finished - started), 6)
     if state == TaskState.SUCCESS:
-        fields["result"] = meta.result
+        fields["result"], fields["result_note"] = meta.result, meta.result_note
     elif state in {TaskState.FAILURE, TaskState.REVOKED, TaskState.RETRY}:
         fields["error"] = _failure(meta, show_tracebacks)
     elif state == meta.status and state != TaskState.STARTED:
-        fields["meta"] = meta.result
+        fields["meta"], fields["result_note"] = meta.result, meta.result_note
     return fields
 
 

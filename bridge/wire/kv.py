@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -19,6 +19,7 @@ from bridge.wire.jetstream import (
 from bridge.wire.protocol import Message
 
 _DELETE = {"KV-Operation": "DEL"}
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 #: Requests in one write, so that the answers stay well below what a server holds for a client.
@@ -71,13 +72,30 @@ class Bucket:
         message = self._js.get_last(self.stream, self.subject(key))
         return None if message is None else message.payload
 
-    def put(self, key: str, value: bytes, ttl_seconds: float | None = None) -> int:
-        """Store and return the revision."""
-        return self._js.publish(self.subject(key), value, ttl_headers(ttl_seconds)).seq
+    def put(
+        self,
+        key: str,
+        value: bytes,
+        ttl_seconds: float | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> int:
+        """Store, with further `headers`, and return the revision."""
+        fields = {**ttl_headers(ttl_seconds), **headers}
+        return self._js.publish(self.subject(key), value, fields).seq
 
-    def create(self, key: str, value: bytes, ttl_seconds: float | None = None) -> int:
-        """Store only where there is no value. Raises KeyExists."""
-        headers = {"Nats-Expected-Last-Subject-Sequence": "0", **ttl_headers(ttl_seconds)}
+    def create(
+        self,
+        key: str,
+        value: bytes,
+        ttl_seconds: float | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> int:
+        """Store, with further `headers`, only where there is no value. Raises KeyExists."""
+        headers = {
+            "Nats-Expected-Last-Subject-Sequence": "0",
+            **ttl_headers(ttl_seconds),
+            **headers,
+        }
         try:
             return self._js.publish(self.subject(key), value, headers).seq
         except JetStreamError as error:
@@ -85,7 +103,7 @@ class Bucket:
                 raise
         return self._create_over_marker(key, value, headers)
 
-    def _create_over_marker(self, key: str, value: bytes, headers: dict[str, str]) -> int:
+    def _create_over_marker(self, key: str, value: bytes, headers: Mapping[str, str]) -> int:
         """A deleted key still holds its marker: replace exactly that."""
         [last] = self._js.get_stored(self.stream, [self.subject(key)])
         if _entry(last) is not None:

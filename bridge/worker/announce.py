@@ -12,7 +12,12 @@ from celery import bootsteps
 
 from bridge.errors import NatsConnectionError
 from bridge.names import escape
-from bridge.records import ANNOUNCE_SECONDS, WORKER_TTL_SECONDS, WorkerRecord
+from bridge.records import (
+    ANNOUNCE_SECONDS,
+    JSON_CONTENT_TYPE,
+    WORKER_TTL_SECONDS,
+    WorkerRecord,
+)
 from bridge.wire import Bucket, ConnectionPool, JetStream, JetStreamError
 from bridge.worker.schema import task_types
 
@@ -38,6 +43,11 @@ class Announce(bootsteps.StartStopStep):
         # A connection of its own: under thread pools Celery's timer runs beside the consumer.
         self._pool = ConnectionPool(broker.wire.options, max_idle=1)
         self._bucket = broker.names.bucket("workers")
+        if not _accepts_json(consumer):
+            logger.warning(
+                "accept_content lacks json: this worker's tasks cannot be submitted over REST. "
+                "Add json to it if they should be."
+            )
         self._announce(consumer)
         self._timer_entry = consumer.timer.call_repeatedly(
             ANNOUNCE_SECONDS, self._announce, (consumer,)
@@ -87,4 +97,11 @@ class Announce(bootsteps.StartStopStep):
             types=self._types,
             started_epoch=self._started_epoch,
             announced_epoch=time.time(),
+            accepts_json=_accepts_json(consumer),
         )
+
+
+def _accepts_json(consumer: Any) -> bool:
+    # kombu has None for what it always accepts, JSON among it.
+    accepted = consumer.task_consumer.accept
+    return accepted is None or JSON_CONTENT_TYPE in accepted

@@ -180,8 +180,13 @@ def test_result_too_large_says_so(app: Celery, task_id: str) -> None:
     assert app.AsyncResult(task_id).state == "PENDING"
 
 
-def test_failure_too_large_is_cut(app: Celery, task_id: str) -> None:
+@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
+def test_failure_too_large_is_cut(
+    make_app: MakeApp, shared_nats: NatsServer, task_id: str, serializer: str
+) -> None:
     """The failure itself must not get lost over the length of its text."""
+    settings = {"result_serializer": serializer, "result_accept_content": [serializer]}
+    app = make_app(shared_nats, **settings)
     app.backend.mark_as_failure(
         task_id, ValueError("y" * 9_000_000), traceback="t" * 9_000_000 + "the end"
     )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from bridge.errors import InvalidTaskData, NatsConnectionError, ServiceUnavailable
 from bridge.records import WORKER_TTL_SECONDS, TaskType, WorkerRecord
-from bridge.submission.registry import AnnouncedType, LiveWorker, TaskTypes
+from bridge.submission.registry import AnnouncedType, LiveWorker, TaskTypes, decode_worker
 
 _SCHEMA = {
     "type": "object",
@@ -31,7 +32,13 @@ class MemoryWorkers:
         self.connected = True
 
 
-def _worker(hostname: str, *types: str, age: float = 0.0, queue: str = "celery") -> LiveWorker:
+def _worker(
+    hostname: str,
+    *types: str,
+    age: float = 0.0,
+    queue: str = "celery",
+    accepts_json: bool = True,
+) -> LiveWorker:
     return LiveWorker(
         WorkerRecord(
             hostname=hostname,
@@ -42,6 +49,7 @@ def _worker(hostname: str, *types: str, age: float = 0.0, queue: str = "celery")
             types=[TaskType(name=name, queue=queue, schema=_SCHEMA) for name in types],
             started_epoch=_NOW - 100 + len(hostname),
             announced_epoch=_NOW - age,
+            accepts_json=accepts_json,
         )
     )
 
@@ -89,6 +97,31 @@ def test_all_lists_every_type_once() -> None:
     types = _types(MemoryWorkers(_worker("a", "z", "t"), _worker("b", "t")))
 
     assert [each.name for each in types.all()] == ["t", "z"]
+
+
+@pytest.mark.parametrize("other", ["t", "other"])
+def test_queue_with_a_worker_that_takes_no_json_is_refused(other: str) -> None:
+    """One such worker on the queue is enough: it would drop the task, whatever else it runs."""
+    types = _types(
+        MemoryWorkers(
+            _worker("a", "t"),
+            _worker("b", "elsewhere", queue="elsewhere"),
+            _worker("strict", other, accepts_json=False),
+        )
+    )
+
+    with pytest.raises(ServiceUnavailable, match=r"'strict'.*'json' to the accept_content"):
+        types.lookup("t")
+    assert [each.name for each in types.all()] == ["elsewhere"]
+
+
+def test_announcement_without_word_of_json_accepts_it() -> None:
+    """A worker of an earlier version said nothing of what it accepts."""
+    fields = msgspec.to_builtins(_worker("a", "t").record)
+    del fields["accepts_json"]
+    worker = decode_worker(msgspec.json.encode(fields))
+
+    assert _types(MemoryWorkers(worker)).lookup("t").task_type.name == "t"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from bridge.errors import ErrorCode
 from bridge.records import ActiveTask, TaskRecord
-from bridge.submission.stored import decode_meta
+from bridge.submission.result import decode_meta
 from bridge.submission.view import Known, ResultMeta, TaskFailure, revoked_meta, state_of, view_of
 
 _NOW = 1_800_000_000.0
