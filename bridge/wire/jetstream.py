@@ -30,7 +30,10 @@ _NAME_IN_USE = 10058
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE_FOUND = 404
 #: Calls that do the same when they are made twice, with the same answer.
-_REPEATABLE = ("STREAM.CREATE", "STREAM.UPDATE", "STREAM.INFO", "CONSUMER.CREATE", "CONSUMER.INFO")
+_REPEATABLE = (
+    *("INFO", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.INFO"),
+    *("CONSUMER.CREATE", "CONSUMER.INFO"),
+)
 _END_OF_BATCH = 204
 #: Well below what a server holds for a client before it cuts it as too slow (64 MB).
 _PAGE_BYTES = 8 * 1024 * 1024
