@@ -17,7 +17,8 @@ from bridge.names import PRIORITIES, Names
 from bridge.transport.arguments import QueueArguments
 from bridge.transport.dead import DeadLetters
 from bridge.transport.exchange import BindingTable
-from bridge.transport.keeper import Keeper
+from bridge.transport.keeper import IN_PROGRESS, NAK, Keeper
+from bridge.transport.leftovers import Leftovers, leftovers_of
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ _MAX_WAIT_SECONDS = 1.0
 #: Under Celery's hub, acks and pulls gather this long and go out in one write; sooner where half
 #: of a prefetch is free, so that no process idles. A write costs more than what is in it.
 _GATHER_SECONDS = 0.002
+#: A broken connection may have taken the last acknowledgements along, and a killed server what it
+#: had not stored of them. So many are sent again, which does no harm.
+_RESENT_ACKS = 1000
 #: JetStream's error for a consumer that is there with another configuration
 _CONSUMER_EXISTS = 10148
 #: ... and for one that is not there
@@ -80,6 +84,16 @@ class BrokerConnection:
         self._loop_thread = 0
         #: subject, payload and reply subject of acks and pulls
         self._outgoing: deque[tuple[str, bytes, str]] = deque()
+        #: ack subjects of the last deliveries that were settled for good, and how
+        self.settled: deque[tuple[str, bytes]] = deque(maxlen=_RESENT_ACKS)
+        #: None before it consumes
+        self._leftovers: Leftovers | None = None
+        #: set by Celery's worker, see `Leftovers`
+        self.survived_by_messages = False
+        #: broken, and what it held may be another worker's by now: nothing may be given back
+        self.lapsed = False
+        #: broken ones of which this one keeps what still runs
+        self.taken_over: list[BrokerConnection] = []
         #: the timer that ends the gathering, None when there is none
         self._gathering: Any = None
 
@@ -94,9 +108,33 @@ class BrokerConnection:
 
     # -- channels ----------------------------------------------------------------------
 
-    def _unacked(self) -> Iterator[str]:
+    def held(self) -> list[str]:
+        """Return the ack subjects of everything its channels have not settled. Any thread."""
+        return [subject for channel in list(self.channels) for subject in channel.intake.subjects()]
+
+    def give_back(self, *, forgotten: bool = False) -> None:
+        """Requeue everything that is held, or only what nobody will settle any more."""
         for channel in list(self.channels):
-            yield from channel.unacked_subjects()
+            channel.intake.give_back(forgotten=forgotten)
+
+    def _unacked(self) -> Iterator[str]:
+        yield from self.held()
+        if self._leftovers is not None:
+            yield from self._leftovers.answer(self)
+
+    def start_consuming(self) -> None:
+        """Answer for what earlier connections of this process held; show signs of life."""
+        # At once: a half-open connection must be noticed also where no message ever comes.
+        self.keeper.start()
+        if self._leftovers is None:
+            stream = self.names.task_stream
+            created = self.js.api(f"STREAM.INFO.{stream}")["created"]
+            self._leftovers = leftovers_of(stream, created)
+            if self._leftovers.join(self):
+                for subject in self._leftovers.answer(self):
+                    self.send_soon(subject, IN_PROGRESS, "")
+                # Before we ask for more: what is given back is for an idle worker first.
+                self._flush()
 
     def close(self) -> None:
         """Give back what is not acknowledged, then close. Never raises on a broken connection."""
@@ -105,19 +143,29 @@ class BrokerConnection:
             with contextlib.suppress(NatsConnectionError):
                 for channel in list(self.channels):
                     channel.close()
+                if self._leftovers is not None:
+                    self._leftovers.close(self)
                 self._flush()
                 # Closing a socket with unread data resets it, and could take our last words along.
                 self.wire.flush()
+                if self._leftovers is not None:
+                    self._leftovers.leave(self)
         finally:
             self.collect()
 
     def collect(self) -> None:
-        """Drop everything without talking to the server."""
+        """Drop everything without talking to the server.
+
+        What is not settled is for the process's next connection that consumes.
+        """
         self.keeper.stop()
         self._unregister()
-        self.channels.clear()
         self._ready.clear()
         self.wire.close()
+        for channel in self.channels:
+            channel.abandon()
+        if self._leftovers is None:
+            self.channels.clear()
 
     # -- stored queues -----------------------------------------------------------------
 
@@ -210,7 +258,7 @@ class BrokerConnection:
 
     def _refill(self) -> bool:
         """Ask for more; True while messages known to wait are on their way."""
-        return any([channel.refill() for channel in list(self.channels)])
+        return any([channel.intake.refill() for channel in list(self.channels)])
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Hand over what is there; wait up to `timeout` seconds (None: for ever) for the first.
@@ -286,7 +334,7 @@ class BrokerConnection:
         if not self.wire.connected:
             self._unregister()
             raise NatsConnectionError("the connection to NATS is closed")
-        if self._gathering is None or any(channel.is_half_free for channel in self.channels):
+        if self._gathering is None or any(channel.intake.is_half_free for channel in self.channels):
             self._refill()
             self._flush()
         if self._ready:
@@ -300,8 +348,23 @@ class BrokerConnection:
             self._outgoing.append((subject, payload, reply))
 
     def send_ack(self, subject: str, verdict: bytes) -> None:
-        """Send one acknowledgement, shortly. Any thread."""
-        self.send_soon(subject, verdict, "")
+        """Send one acknowledgement, shortly; where this one is broken, on the next connection.
+
+        Any thread. Raises NatsConnectionError where there will be no next: nothing is consumed.
+        """
+        if verdict is not NAK:
+            self.settled.append((subject, verdict))
+        try:
+            if not self.connected:
+                raise NatsConnectionError("the connection to NATS is closed")
+            self.send_soon(subject, verdict, "")
+        except NatsConnectionError:
+            if self._leftovers is None:
+                raise
+            # Who reads from this connection meets the same error.
+            if verdict is not NAK or not self.lapsed:
+                self._leftovers.settle(subject, verdict)
+            return
         if self._loop is None:
             return
         if threading.get_ident() != self._loop_thread:

@@ -16,7 +16,8 @@ from bridge.transport.batch import PublishBatch
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.declare import DeclaringChannel
 from bridge.transport.headers import encode_message
-from bridge.transport.intake import ACK, NAK, TERM, Intake
+from bridge.transport.intake import Intake
+from bridge.transport.keeper import ACK, NAK, TERM
 from bridge.transport.message import Message, RawMessage
 from bridge.transport.outgoing import addressed, ttl_seconds
 from bridge.transport.pull import Delivery
@@ -41,7 +42,7 @@ class Channel(DeclaringChannel):
         self.channel_id = next(_channel_ids)
         self.closed = False
         self.events: dict[str, set[Any]] = {"basic_return": set()}
-        self._intake = Intake(connection)
+        self.intake = Intake(connection)
         #: consumer tag -> queue
         self._consumers: dict[str, str] = {}
         connection.channels.append(self)
@@ -62,8 +63,15 @@ class Channel(DeclaringChannel):
             for queue in list(self._transient.values()):
                 queue.close()
         finally:
-            if self in self.connection.channels:
+            # What one of a broken connection holds is taken over from there.
+            if self.connection.connected and self in self.connection.channels:
                 self.connection.channels.remove(self)
+
+    def abandon(self) -> None:
+        """Take no more from a broken connection; what is unacknowledged may still be settled."""
+        self.closed = True
+        self._consumers.clear()
+        self.intake.abandon()
 
     # -- publishing --------------------------------------------------------------------
 
@@ -150,7 +158,7 @@ class Channel(DeclaringChannel):
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool = False) -> None:
         """Allow `prefetch_count` unacknowledged messages on this channel; 0 is no limit."""
-        self._intake.prefetch = prefetch_count
+        self.intake.prefetch = prefetch_count
 
     def basic_consume(
         self,
@@ -167,10 +175,11 @@ class Channel(DeclaringChannel):
         take = self._taker(queue, tag, no_ack, callback)
         transient = self._transient.get(queue)
         if transient is not None:
+            self.connection.keeper.start()
             transient.consume(lambda message: take(message, None))
             return tag
         self.connection.declare_queue(queue, consume=True)
-        self._intake.consume(tag, queue, lambda delivery: take(delivery.message, delivery))
+        self.intake.consume(tag, queue, lambda delivery: take(delivery.message, delivery))
         return tag
 
     def _taker(
@@ -212,32 +221,23 @@ class Channel(DeclaringChannel):
                 return False
             reason = dead.poison_reason()
         dead.set_aside(raw.queue, delivery, reason, headers)
-        self._intake.settle(raw.delivery_tag, TERM)
+        self.intake.settle(raw.delivery_tag, TERM)
         return True
 
     def _raw(
         self, queue: str, message: WireMessage, delivery: Delivery | None, consumer_tag: str
     ) -> RawMessage:
-        delivery_tag = self._intake.next_tag()
+        delivery_tag = self.intake.next_tag()
         if delivery is not None:
-            self._intake.hold(delivery_tag, delivery, consumer_tag)
+            self.intake.hold(delivery_tag, delivery, consumer_tag)
         return RawMessage(queue, message, delivery, delivery_tag, consumer_tag)
-
-    @property
-    def is_half_free(self) -> bool:
-        """True where the next messages should be asked for without delay."""
-        return self._intake.is_half_free
-
-    def refill(self) -> bool:
-        """Ask the server for more; True while messages known to wait are on their way."""
-        return self._intake.refill()
 
     def basic_cancel(self, consumer_tag: str, **_: Any) -> None:
         """Stop consuming; what was delivered stays with this channel until it is settled."""
         queue = self._consumers.pop(consumer_tag, None)
         if queue is None:
             return
-        self._intake.cancel(consumer_tag)
+        self.intake.cancel(consumer_tag)
         transient = self._transient.get(queue)
         if transient is not None:
             transient.on_message = None
@@ -254,7 +254,7 @@ class Channel(DeclaringChannel):
         if transient is not None:
             message = transient.take()
             return None if message is None else self._raw(queue, message, None, "")
-        delivery = self._intake.fetch_one(queue)
+        delivery = self.intake.fetch_one(queue)
         if delivery is None:
             return None
         raw = self._raw(queue, delivery.message, delivery, "")
@@ -267,16 +267,12 @@ class Channel(DeclaringChannel):
 
     # -- acknowledging -----------------------------------------------------------------
 
-    def unacked_subjects(self) -> list[str]:
-        """Return the ack subjects of everything this channel holds. Any thread."""
-        return self._intake.subjects()
-
     def basic_ack(self, delivery_tag: int, multiple: bool = False, **_: Any) -> None:
-        self._intake.settle(delivery_tag, ACK, multiple=multiple)
+        self.intake.settle(delivery_tag, ACK, multiple=multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        self._intake.settle(delivery_tag, NAK if requeue else TERM)
+        self.intake.settle(delivery_tag, NAK if requeue else TERM)
 
     def basic_recover(self, requeue: bool = True) -> None:
         """Give back everything unacknowledged; it comes again, here or elsewhere."""
-        self._intake.give_back()
+        self.intake.give_back()

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from itertools import count
+from typing import NamedTuple
 
 from amqp.exceptions import NotFound
 
 from bridge.transport.broker import BrokerConnection
+from bridge.transport.keeper import NAK
 from bridge.transport.pull import Delivery, QueuePull
 
-ACK, NAK, TERM = b"+ACK", b"-NAK", b"+TERM"
 #: Messages on their way to a consumer whose prefetch is unlimited (AMQP: 0).
 _UNLIMITED_CREDIT = 1000
+
+
+class _Held(NamedTuple):
+    ack_subject: str
+    priority: int
+    consumer_tag: str
+    delivery: weakref.ref[Delivery]
 
 
 class Intake:
@@ -23,8 +32,7 @@ class Intake:
         self.prefetch = 0
         self._connection = connection
         self._tags = count(1)
-        #: delivery tag -> delivery and its consumer tag
-        self._unacked: dict[int, tuple[Delivery, str]] = {}
+        self._unacked: dict[int, _Held] = {}
         #: consumer tag -> pull
         self._pulls: dict[str, QueuePull] = {}
 
@@ -35,11 +43,13 @@ class Intake:
         """Keep a delivery ours until it is settled."""
         if not self._unacked:
             self._connection.keeper.start()
-        self._unacked[delivery_tag] = (delivery, consumer_tag)
+        self._unacked[delivery_tag] = _Held(
+            delivery.ack_subject, delivery.priority, consumer_tag, weakref.ref(delivery)
+        )
 
     def subjects(self) -> list[str]:
         """Return the ack subjects of all that is held. Any thread."""
-        return [delivery.ack_subject for delivery, _ in list(self._unacked.values())]
+        return [held.ack_subject for held in list(self._unacked.values())]
 
     # -- taking ------------------------------------------------------------------------
 
@@ -54,8 +64,7 @@ class Intake:
             take(delivery)
             return True
 
-        # At once: a half-open connection must be noticed also where no message ever comes.
-        self._connection.keeper.start()
+        self._connection.start_consuming()
         self._pulls[consumer_tag] = QueuePull(
             self._connection.wire,
             self._connection.names,
@@ -74,7 +83,8 @@ class Intake:
     def _credit(self) -> int:
         coming = sum(pull.fetching for pull in self._pulls.values())
         if self.prefetch:
-            return self.prefetch - len(self._unacked) - coming
+            kept = sum(len(broken.held()) for broken in self._connection.taken_over)
+            return self.prefetch - len(self._unacked) - kept - coming
         # What was handed over no longer counts: fetching goes on as fast as it is taken.
         return _UNLIMITED_CREDIT - self._connection.ready_count - coming
 
@@ -115,18 +125,22 @@ class Intake:
             held = self._unacked.pop(tag, None)
             if held is None:
                 continue
-            delivery, consumer_tag = held
-            self._connection.send_ack(delivery.ack_subject, verdict)
-            pull = self._pulls.get(consumer_tag)
+            self._connection.send_ack(held.ack_subject, verdict)
+            pull = self._pulls.get(held.consumer_tag)
             if pull is None:
                 continue
             if verdict is NAK:
-                pull.on_requeue(delivery.priority)
-            if not self._connection.has_loop:
+                pull.on_requeue(held.priority)
+            if self._connection.connected and not self._connection.has_loop:
                 # No tick will do it, and the reader may wait for what only this makes come.
                 pull.refill()
 
-    def give_back(self) -> None:
-        """Requeue everything that is held."""
-        for tag in list(self._unacked):
-            self.settle(tag, NAK)
+    def give_back(self, *, forgotten: bool = False) -> None:
+        """Requeue everything that is held, or only what belongs to messages that are no more."""
+        for tag, held in list(self._unacked.items()):
+            if not forgotten or held.delivery() is None:
+                self.settle(tag, NAK)
+
+    def abandon(self) -> None:
+        """Ask for no more: the connection is broken."""
+        self._pulls.clear()

@@ -18,7 +18,8 @@ from bridge.wire import Connection
 
 logger = logging.getLogger("nats")
 
-IN_PROGRESS = b"+WPI"
+#: What JetStream is told of a delivery
+ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 #: A server that has not answered a PING for this long is gone.
 SILENCE_SECONDS = 10.0
 
@@ -31,7 +32,10 @@ class Keeper:
     ) -> None:
         self._connection = connection
         self._unacked = unacked
+        self._ack_wait_seconds = ack_wait_seconds
         self._keep_seconds = ack_wait_seconds / 3
+        #: by time.monotonic(): so long everything unacknowledged is certainly ours
+        self.ours_until = 0.0
         self._stopped = threading.Event()
         self._pid = 0
 
@@ -47,13 +51,16 @@ class Keeper:
 
     def _run(self) -> None:
         interval = min(self._keep_seconds, SILENCE_SECONDS / 2)
-        keep_at = time.monotonic() + self._keep_seconds
+        kept_at = time.monotonic()
+        self.ours_until = kept_at + self._ack_wait_seconds
         while not self._stopped.wait(interval):
             try:
-                if time.monotonic() >= keep_at:
-                    keep_at = time.monotonic() + self._keep_seconds
+                before = kept_at
+                if time.monotonic() >= kept_at + self._keep_seconds:
+                    kept_at = time.monotonic()
                     self._connection.publish_many((s, IN_PROGRESS, "") for s in self._unacked())
-                self._connection.check_peer(SILENCE_SECONDS)
+                if self._connection.check_peer(SILENCE_SECONDS):
+                    self.ours_until = before + self._ack_wait_seconds
             except NatsConnectionError as error:
                 # The reader of the connection sees the same and reports it to Celery.
                 logger.warning("keeper stops: %s", error)

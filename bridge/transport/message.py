@@ -80,3 +80,5 @@ class Message(base.Message):
             properties=properties,
             headers=headers,
         )
+        #: Lives as long as this message: see `Leftovers`.
+        self.delivery = raw.delivery

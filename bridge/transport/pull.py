@@ -41,10 +41,12 @@ class Delivery:
     """One message as JetStream delivered it, with what the reply subject says about it."""
 
     __slots__ = (
+        "__weakref__",
         "ack_subject",
         "message",
         "num_delivered",
         "num_pending",
+        "priority",
         "stream",
         "stream_seq",
     )
@@ -60,11 +62,8 @@ class Delivery:
         self.num_delivered = int(tokens[first])
         self.stream_seq = int(tokens[first + 1])
         self.num_pending = int(tokens[first + 4])
-
-    @property
-    def priority(self) -> int:
-        """The level the message was stored under."""
-        return int(self.message.subject.rsplit(".", 1)[1])
+        #: the level the message was stored under
+        self.priority = int(message.subject.rsplit(".", 1)[1])
 
 
 class _Level:

@@ -340,18 +340,22 @@ class Connection:
         target = self._ping()
         self._read_until(lambda: self._pongs_seen >= target, time.monotonic() + timeout)
 
-    def check_peer(self, silence_seconds: float) -> None:
+    def check_peer(self, silence_seconds: float) -> bool:
         """Ping; close the connection when nothing came for `silence_seconds`. Any thread.
+
+        True when every earlier PING was answered, so what was sent before them has arrived.
 
         Data that lies unread is a sign of life too: the reader may be busy with a long task.
         """
         now = time.monotonic()
         pipe = self._opened()
-        if self._pongs_seen >= self._pongs_awaited or pipe.has_unread():
+        all_answered = self._pongs_seen >= self._pongs_awaited
+        if all_answered or pipe.has_unread():
             self._silent_since = now
         elif now - self._silent_since > silence_seconds:
             raise pipe.broken(f"no sign of life for {silence_seconds:.0f} s")
         self._ping()
+        return all_answered
 
     def _ping(self) -> int:
         """Send PING; return how many PONGs will have been seen when it is answered."""

@@ -1,4 +1,7 @@
-"""A worker without NATS: finds it again soon, stops when told to, ends where the login is wrong."""
+"""A worker without NATS: finds it again soon, stops when told to, ends where the login is wrong.
+
+What ran meanwhile is acknowledged afterwards (`KeepRunning`).
+"""
 
 from __future__ import annotations
 
@@ -65,6 +68,26 @@ class Consumer(celery.worker.consumer.Consumer):
             return super().ensure_connected(conn)
         finally:
             del conn.ensure_connection
+
+    def on_close(self) -> None:
+        """Drop what has not begun, also what waits for its time.
+
+        Celery cancels the timers of those tasks, and a cancelled timer keeps its task until then.
+        """
+        timers = [request._eta_timer_entry for request in tuple(state.scheduled_requests)]
+        super().on_close()
+        for timer in timers:
+            if timer is not None:
+                timer.args = ()
+
+
+class KeepRunning(bootsteps.StartStopStep):
+    """Has tasks that run across a reconnect run once."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def start(self, consumer: Any) -> None:
+        consumer.connection.connection.survived_by_messages = True
 
 
 def install(worker: Any) -> None:

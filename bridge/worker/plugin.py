@@ -72,7 +72,7 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     # A pool process that is spawned (worker_pool_start_method) has nothing of this one but the
     # app's settings, and imports these modules before it sets up logging and tasks.
     app.conf.include = (*app.conf.include, __name__)
-    app.steps["consumer"].update({Tombstones, Announce, ReportDead})
+    app.steps["consumer"].update({Tombstones, Announce, ReportDead, outage.KeepRunning})
     resize.install(app)
     outage.install(instance)
 

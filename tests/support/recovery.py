@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery
 from celery.result import AsyncResult
+from kombu import Connection
 
 from tests.support.celery_worker import CeleryWorker
 
@@ -49,6 +50,18 @@ def worker_on(url: str, directory: Path, **options: Any) -> Iterator[CeleryWorke
         yield worker
     finally:
         worker.kill()
+
+
+def consumer_counts(url: str, queue: str) -> tuple[int, int]:
+    """How many messages of a queue wait, and how many are delivered and not acknowledged."""
+    with Connection(url) as connection:
+        connection.connect()
+        broker = connection.connection
+        infos = broker.js.api_many(broker.consumer_endpoints("INFO", queue))
+    return (
+        sum(info["num_pending"] for info in infos),
+        sum(info["num_ack_pending"] for info in infos),
+    )
 
 
 class Notebook:
