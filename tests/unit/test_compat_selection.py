@@ -63,6 +63,13 @@ def test_what_says_nothing_about_nats_is_not_run() -> None:
     assert wanted(tests, ci=True) == [_TESTS[0]]
 
 
+def test_inspect_comes_first() -> None:
+    """What other tests leave in the worker's schedule would be in its answers."""
+    inspect = "test_inspect.py::test_Inspect::test_scheduled"
+
+    assert wanted([_TESTS[1], _TESTS[0], inspect], ci=False) == [inspect, _TESTS[1], _TESTS[0]]
+
+
 def test_a_key_has_neither_class_nor_parameters() -> None:
     """The lists name tests by file and function; parameters may hold colons."""
     assert key_of("test_canvas.py::test_chain::test_x[a::b]") == "test_canvas.py::test_x"
