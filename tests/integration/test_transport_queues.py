@@ -14,6 +14,7 @@ from kombu.common import Broadcast
 
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
+from tests.support.nats import NatsServer
 
 ODD_NAMES = [
     "with.dot",
@@ -353,3 +354,12 @@ def test_virtual_hosts_see_nothing_of_each_other(connect: Connect, name: str) ->
 
     assert queue.bind(here.channel()).queue_declare(passive=True).message_count == 0
     assert queue.bind(there.channel()).queue_declare(passive=True).message_count == 2
+
+
+def test_more_than_a_hundred_queues(connect: Connect, nats_server: NatsServer) -> None:
+    """Every client of `rpc://` has one; left alone, the server takes a hundred of ten consumers."""
+    channel = connect(nats_server.url).channel()
+    for number in range(101):
+        Queue(f"q{number}").bind(channel).declare()
+
+    assert Queue("q100").bind(channel).queue_declare(passive=True).message_count == 0
