@@ -109,7 +109,7 @@ class _Sending:
             return
         self._can_be_alike = False
         if isinstance(session, PublishBatch) and len(session.last) == 1:
-            names, [message] = session.channel.connection.names, session.last
+            names, [message] = session.channel.broker.names, session.last
             self._template = TaskTemplate.of(names, message, args, kwargs)
             self._first = result
 

@@ -104,7 +104,7 @@ class PublishBatch:
             durable, transient = self.channel.outgoing(message, exchange, routing_key)
             sizes = [self._checked_size(outgoing) for outgoing in durable]
             if transient is not None:
-                self.channel.connection.wire.publish(*transient)
+                self.channel.broker.wire.publish(*transient)
         except NatsConnectionError as error:
             # kombu would connect again and know nothing of what waits here.
             names = [*(waiting for waiting, _ in self._emptied()), name]
@@ -123,7 +123,7 @@ class PublishBatch:
         # Exact, for header values are ASCII (bridge.transport.headers).
         size = len(payload) + _HEAD_BYTES + _FIELD_BYTES * len(fields)
         size += sum(map(len, fields)) + sum(map(len, fields.values()))
-        limit = int(self.channel.connection.wire.server_info["max_payload"])
+        limit = int(self.channel.broker.wire.server_info["max_payload"])
         if size > limit:
             raise PayloadTooLarge(size, limit)
         return size
@@ -140,7 +140,7 @@ class PublishBatch:
         if not waiting:
             return
         try:
-            answers = self.channel.connection.js.publish_many(outgoing for _, outgoing in waiting)
+            answers = self.channel.broker.js.publish_many(outgoing for _, outgoing in waiting)
         except NatsConnectionError as error:
             raise BatchNotStored({}, {name: str(error) for name, _ in waiting}) from error
         refused = {

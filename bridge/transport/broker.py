@@ -69,7 +69,11 @@ class BrokerConnection:
         self.wire = Connection(options)
         self.js = JetStream(self.wire, timeout)
         self.wire.connect()
-        self.js.ensure_topology(names, replicas)
+        try:
+            self.js.ensure_topology(names, replicas)
+        except BaseException:
+            self.wire.close()
+            raise
         self.bindings = BindingTable(self.js, names)
         self.dead = DeadLetters(self.js, names, max_deliveries)
         self.exchange_types: dict[str, str] = {}

@@ -64,12 +64,13 @@ class Channel(DeclaringChannel):
                 queue.close()
         finally:
             # What one of a broken connection holds is taken over from there.
-            if self.connection.connected and self in self.connection.channels:
-                self.connection.channels.remove(self)
+            if self.broker.connected and self in self.broker.channels:
+                self.broker.channels.remove(self)
 
     def abandon(self) -> None:
         """Take no more from a broken connection; what is unacknowledged may still be settled."""
         self.closed = True
+        self.connection = None  # by which kombu knows that it needs another channel
         self._consumers.clear()
         self.intake.abandon()
 
@@ -110,13 +111,13 @@ class Channel(DeclaringChannel):
         """
         durable, transient = self.outgoing(message, exchange, routing_key)
         for outgoing in durable:
-            self.connection.js.publish(*outgoing)
+            self.broker.js.publish(*outgoing)
         if transient is not None:
-            self.connection.wire.publish(*transient)
+            self.broker.wire.publish(*transient)
             if exchange and self._exchange_type(exchange) == "fanout":
                 # Remote control. What is published next, on whatever connection, comes after it:
                 # a task that was revoked first must not arrive first.
-                self.connection.wire.flush()
+                self.broker.wire.flush()
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
         """Return what kombu publishes through within `Producer.batch()`.
@@ -124,7 +125,7 @@ class Channel(DeclaringChannel):
         Raises NatsConnectionError when the server has gone since: nothing waits yet, so kombu
         can connect again.
         """
-        if not self.connection.wire.is_alive():
+        if not self.broker.wire.is_alive():
             raise NatsConnectionError("the connection to NATS has broken")
         return PublishBatch(self, max_size)
 
@@ -139,14 +140,14 @@ class Channel(DeclaringChannel):
             self._store_unbound()
         body, headers, properties = message
         routing_key = routing_key or ""
-        names = self.connection.names
+        names = self.broker.names
         if not exchange and self._is_stored(routing_key):
             fields, payload = encode_message(body, headers=headers, properties=properties)
-            ttl = self.connection.stored_queues[routing_key].message_ttl
+            ttl = self.broker.stored_queues[routing_key].message_ttl
             return [addressed(names, routing_key, headers, properties, fields, payload, ttl)], None
         properties = {**properties, "exchange": exchange, "routing_key": routing_key}
         fields, payload = encode_message(body, headers=headers, properties=properties)
-        queues = self.connection.bindings.queues_for(exchange, routing_key) if exchange else set()
+        queues = self.broker.bindings.queues_for(exchange, routing_key) if exchange else set()
         durable = [
             addressed(names, queue, headers, properties, fields, payload, self._message_ttl(queue))
             for queue in queues
@@ -175,10 +176,10 @@ class Channel(DeclaringChannel):
         take = self._taker(queue, tag, no_ack, callback)
         transient = self._transient.get(queue)
         if transient is not None:
-            self.connection.keeper.start()
+            self.broker.keeper.start()
             transient.consume(lambda message: take(message, None))
             return tag
-        self.connection.declare_queue(queue, consume=True)
+        self.broker.declare_queue(queue, consume=True)
         self.intake.consume(tag, queue, lambda delivery: take(delivery.message, delivery))
         return tag
 
@@ -205,13 +206,13 @@ class Channel(DeclaringChannel):
                 priority = _TRANSIENT_PRIORITY + priority_of(message)
             else:
                 priority = delivery.priority
-            self.connection.add_ready(priority, deliver)
+            self.broker.add_ready(priority, deliver)
 
         return take
 
     def _set_aside(self, raw: RawMessage, delivery: Delivery) -> bool:
         """True when a message cannot be done and is now a dead letter."""
-        dead = self.connection.dead
+        dead = self.broker.dead
         try:
             headers, _, _ = raw.decoded()
         except (MalformedMessage, ValueError) as error:

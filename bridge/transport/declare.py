@@ -28,7 +28,9 @@ class DeclaringChannel(base.StdChannel):
     """
 
     def __init__(self, connection: BrokerConnection) -> None:
-        self.connection = connection
+        self.broker = connection
+        #: for kombu: None once it is broken
+        self.connection: BrokerConnection | None = connection
         self._transient: dict[str, TransientQueue] = {}
         #: auto-delete queues that no exchange was bound to yet, so that they may have to be stored
         self._unbound: dict[str, QueueArguments] = {}
@@ -37,11 +39,11 @@ class DeclaringChannel(base.StdChannel):
 
     def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
         if exchange:
-            self.connection.exchange_types[exchange] = type
+            self.broker.exchange_types[exchange] = type
 
     def exchange_delete(self, exchange: str, **_: Any) -> None:
-        self.connection.exchange_types.pop(exchange, None)
-        self.connection.bindings.remove_exchange(exchange)
+        self.broker.exchange_types.pop(exchange, None)
+        self.broker.bindings.remove_exchange(exchange)
 
     def queue_declare(
         self,
@@ -65,11 +67,11 @@ class DeclaringChannel(base.StdChannel):
         kept = QueueArguments.of(arguments, auto_delete=auto_delete)
         if not exclusive and (not auto_delete or queue in self._auto_delete):
             warn_of_ignored(queue, arguments)
-            return queue_declare_ok_t(queue, self.connection.declare_queue(queue, kept), 0)
+            return queue_declare_ok_t(queue, self.broker.declare_queue(queue, kept), 0)
         if not exclusive:
             self._unbound[queue] = kept
         self._transient[queue] = TransientQueue(
-            self.connection.wire, self.connection.names, queue, auto_delete=auto_delete
+            self.broker.wire, self.broker.names, queue, auto_delete=auto_delete
         )
         return queue_declare_ok_t(queue, 0, 0)
 
@@ -79,7 +81,7 @@ class DeclaringChannel(base.StdChannel):
             self._store(queue)
 
     def _store(self, queue: str) -> None:
-        connection = self.connection
+        connection = self.broker
         connection.declare_queue(queue, self._unbound.pop(queue))
         self._auto_delete.add(queue)
         # Who published meanwhile found no stored queue.
@@ -97,7 +99,7 @@ class DeclaringChannel(base.StdChannel):
 
     def _infos(self, queue: str) -> list[dict[str, Any]]:
         try:
-            return self.connection.queue_info(queue)
+            return self.broker.queue_info(queue)
         except JetStreamError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
@@ -107,7 +109,7 @@ class DeclaringChannel(base.StdChannel):
         return sum(info["num_pending"] for info in self._infos(queue))
 
     def _is_stored(self, queue: str) -> bool:
-        if queue in self.connection.stored_queues:
+        if queue in self.broker.stored_queues:
             return True
         try:
             self._infos(queue)
@@ -116,7 +118,7 @@ class DeclaringChannel(base.StdChannel):
         return True
 
     def _message_ttl(self, queue: str) -> float | None:
-        return self.connection.stored_queues[queue].message_ttl if self._is_stored(queue) else None
+        return self.broker.stored_queues[queue].message_ttl if self._is_stored(queue) else None
 
     def queue_bind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
         if not exchange:
@@ -129,12 +131,12 @@ class DeclaringChannel(base.StdChannel):
         if queue in self._transient:
             self._transient[queue].bind(exchange, exchange_type, routing_key)
         else:
-            self.connection.bindings.add(Binding(exchange, exchange_type, queue, routing_key))
+            self.broker.bindings.add(Binding(exchange, exchange_type, queue, routing_key))
 
     def _exchange_type(self, exchange: str) -> str:
-        known = self.connection.exchange_types.get(exchange)
+        known = self.broker.exchange_types.get(exchange)
         if known is None:
-            bindings = self.connection.bindings.for_exchange(exchange)
+            bindings = self.broker.bindings.for_exchange(exchange)
             known = bindings[0].exchange_type if bindings else "direct"
         return known
 
@@ -142,7 +144,7 @@ class DeclaringChannel(base.StdChannel):
         if queue in self._transient:
             self._transient[queue].unbind(exchange, routing_key)
         else:
-            self.connection.bindings.remove(queue=queue, exchange=exchange, key=routing_key)
+            self.broker.bindings.remove(queue=queue, exchange=exchange, key=routing_key)
 
     def queue_purge(self, queue: str, **_: Any) -> int:
         """Remove the messages that wait; return how many. What is in flight goes too."""
@@ -150,11 +152,11 @@ class DeclaringChannel(base.StdChannel):
             purged = len(self._transient[queue].messages)
             self._transient[queue].messages.clear()
             return purged
-        return self._purge(self.connection.names.queue_subjects(queue))
+        return self._purge(self.broker.names.queue_subjects(queue))
 
     def _purge(self, subjects: str) -> int:
-        answer = self.connection.js.api(
-            f"STREAM.PURGE.{self.connection.names.task_stream}", {"filter": subjects}
+        answer = self.broker.js.api(
+            f"STREAM.PURGE.{self.broker.names.task_stream}", {"filter": subjects}
         )
         return int(answer["purged"])
 
@@ -171,7 +173,7 @@ class DeclaringChannel(base.StdChannel):
             waiting = len(transient.messages)
             transient.close()
             return waiting
-        connection = self.connection
+        connection = self.broker
         if if_empty or if_unused:
             try:
                 infos = self._infos(queue)

@@ -58,7 +58,7 @@ class Management(base.Management):
                     "source": binding.exchange,
                     "routing_key": binding.binding_key,
                 }
-                for binding in channel.connection.bindings.all()
+                for binding in channel.broker.bindings.all()
             ]
 
 

@@ -85,7 +85,7 @@ def test_what_came_before_a_queue_was_stored_is_kept(connect: Connect, name: str
     queue.declare()
     with connect().channel() as other:
         Producer(other).publish("first", routing_key=name, priority=3)
-    channel.connection.wire.flush()
+    channel.broker.wire.flush()
 
     message = queue.get(no_ack=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 
-from bridge.wire import PayloadTooLarge
+from bridge.wire import JetStreamError, PayloadTooLarge
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
 from tests.support.nats import NatsServer
@@ -298,6 +299,33 @@ def test_frozen_server_is_noticed(nats_server: NatsServer, name: str) -> None:
             with pytest.raises(connection.connection_errors):
                 send(connection, Queue(name), 2)
             assert time.monotonic() - started < 5
+
+
+def test_declaration_within_a_publish_is_tried_again(nats_server: NatsServer, name: str) -> None:
+    """kombu looks at the channel's connection to learn that it needs another."""
+    queue = Queue(name)
+    with Connection(nats_server.url, transport_options={"timeout": 0.5}) as connection:
+        producer = connection.Producer()
+        producer.publish(1, routing_key=name)
+        with nats_server.frozen():
+            thaw = threading.Timer(0.8, os.kill, (nats_server.pid, signal.SIGCONT))
+            thaw.start()
+            producer.publish(
+                2, routing_key=name, declare=[queue], retry=True, retry_policy={"max_retries": 5}
+            )
+            thaw.join()
+
+        with Connection(nats_server.url) as other:
+            assert [message.payload for message in Inbox(other, queue).take()] == [2]
+
+
+def test_connection_that_fails_to_begin_leaves_no_socket(nats_server: NatsServer) -> None:
+    """The streams cannot be made: what was opened for that is closed."""
+    connection = Connection(nats_server.url, transport_options={"replicas": 3})
+    with pytest.raises(JetStreamError, match="replicas"):
+        connection.channel()
+
+    gc.collect()  # an unclosed socket says so, which fails the test
 
 
 def test_broadcast_that_reaches_no_server_fails(nats_server: NatsServer, name: str) -> None:
