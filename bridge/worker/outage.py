@@ -5,6 +5,7 @@ What ran meanwhile is acknowledged afterwards (`KeepRunning`).
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -88,6 +89,9 @@ class KeepRunning(bootsteps.StartStopStep):
 
     def start(self, consumer: Any) -> None:
         consumer.connection.connection.survived_by_messages = True
+        if consumer.restart_count > 1:
+            # One in a cycle of references would be taken for one that somebody may yet settle.
+            gc.collect()
 
 
 def install(worker: Any) -> None:
