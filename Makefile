@@ -21,6 +21,7 @@ check: .venv/.development
 test: check
 	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 3 --dist loadfile
 	$(BIN)/pytest $(SLOW_TESTS) -m alone
+	$(BIN)/python -m tests.compat --ci
 
 bench: .venv/.development
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -16,13 +16,15 @@ import click
 
 from tests.benchmarks.processes import Processes, wait_for_port
 from tests.compat import outcomes
-from tests.compat.selection import split, wanted
+from tests.compat.selection import EXCLUDED, split, wanted
 from tests.compat.suites import Suites
 from tests.support.service import free_ports
 
 _HERE = Path(__file__).resolve().parent
 _INTEGRATION = "t/integration/"
-#: A test that hangs must not hang the run. Celery's longest takes 300 s.
+#: Celery's own, with its fixtures and its mark.
+_PLUGIN = ("-p", "celery.contrib.pytest")
+#: A test that hangs must not hang the run. Celery's longest takes 150 s.
 _TEST_TIMEOUT_SECONDS = 600
 _RUN_TIMEOUT_SECONDS = 3600
 
@@ -40,7 +42,8 @@ class Run:
         self.process.wait(_RUN_TIMEOUT_SECONDS)
         directory = self.junit.parent
         if not self.junit.exists():
-            raise click.ClickException(f"pytest ended without a report: see {directory}")
+            logs = "".join(log.read_text()[-4000:] for log in sorted(directory.glob("*.log")))
+            raise click.ClickException(f"pytest ended without a report in {directory}:\n{logs}")
         found = outcomes.read(self.junit)
         click.echo(outcomes.totals(directory.name, found))
         return found
@@ -66,19 +69,20 @@ class Runner:
     def collect(self, parts: Sequence[str], keyword: str, *, ci: bool) -> list[str]:
         """Return the names of the tests to run, of these files of Celery's suite or of all."""
         files = [f"{_INTEGRATION}test_{part}.py" for part in parts] or [_INTEGRATION]
+        ignored = [f"--ignore={_INTEGRATION}{file}" for file in EXCLUDED if "::" not in file]
         selected = ["-k", keyword] if keyword else []
         listing = subprocess.run(
-            [*self._pytest("prefork"), "--collect-only", *selected, *files],
+            [*self._pytest("prefork"), *_PLUGIN, "--collect-only", *ignored, *selected, *files],
             cwd=self._suites.celery,
             env={**os.environ, **self._environment({"COMPAT_POOL": "prefork"})},
             stdout=subprocess.PIPE,
             text=True,
             check=False,
-        ).stdout.splitlines()
-        tests = [line.removeprefix(_INTEGRATION) for line in listing if "::" in line]
-        if not tests:
-            raise click.ClickException("no test was selected:\n" + "\n".join(listing))
-        return wanted(tests, ci=ci)
+        )
+        if listing.returncode:
+            raise click.ClickException(f"pytest could not collect tests:\n{listing.stdout}")
+        lines = listing.stdout.splitlines()
+        return wanted([line.removeprefix(_INTEGRATION) for line in lines if "::" in line], ci=ci)
 
     def celery(self, broker: str, tests: Sequence[str]) -> outcomes.Outcomes:
         """Run Celery's tests with broker and results on ``nats`` or ``redis``."""
@@ -109,7 +113,7 @@ class Runner:
         }
         # What a program that starts a worker by itself loads (ADR 0005).
         plugins = ["-p", "bridge.worker.plugin"] if broker == "nats" else []
-        arguments = ["-p", "celery.contrib.pytest", *plugins, f"@{listing}"]
+        arguments = [*_PLUGIN, *plugins, f"@{listing}"]
         return self._start(processes, self._suites.celery, environment, arguments)
 
     def _notebook(self, processes: Processes) -> int:

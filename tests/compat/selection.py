@@ -87,9 +87,7 @@ def wanted(tests: Sequence[str], *, ci: bool) -> list[str]:
     kept = [
         test
         for test in tests
-        if key_of(test) not in EXCLUDED
-        and test.partition("::")[0] not in EXCLUDED
-        and not (ci and key_of(test) in NOT_IN_CI)
+        if key_of(test) not in EXCLUDED and not (ci and key_of(test) in NOT_IN_CI)
     ]
     return sorted(kept, key=lambda test: not test.startswith("test_inspect.py"))
 
