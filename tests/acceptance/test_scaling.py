@@ -88,6 +88,7 @@ def _states(service: RunningService, task_ids: list[str]) -> list[str]:
 
 def test_the_specifications_example_works_as_printed(service: RunningService) -> None:
     """Three workers with 15 slots; five with 25, in the list and in Flower; back to three."""
+    service.wait_for_workers(3)
     start = _summary(service)
     up = _scale(service, worker_count=5)
     five, five_summary, flower = _workers(service), _summary(service), _in_flower(service, 5)

@@ -68,6 +68,7 @@ def test_the_shortest_request_works(service: RunningService) -> None:
 
 def test_status_has_the_exact_shape_of_the_specification(service: RunningService) -> None:
     """Every key of the printed answer is there, and nothing else beside them."""
+    service.wait_for_workers(2)
     envelope = service.call("/api/v1/status")
 
     data = envelope["data"]

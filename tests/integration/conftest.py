@@ -16,7 +16,7 @@ from tests.support.nats import NatsServer
 
 Connect = Callable[..., Connection]
 #: Virtual host of `foreign_worker`, on the shared server.
-FOREIGN_VHOST = "foreign"
+FOREIGN_VHOST = "foreign-worker"
 
 
 @pytest.fixture

@@ -142,6 +142,7 @@ def test_clients_have_idempotency_keys_of_their_own(
         answers = [submit(api_key, "x" * 255).json() for api_key in (*keys, *keys)]
         refused = submit(next(iter(keys)), "")
 
+    assert [answer["status"] for answer in answers] == ["success"] * 4, answers
     assert [answer["data"]["duplicate"] for answer in answers] == [False, False, True, True]
     assert len({answer["data"]["task_id"] for answer in answers}) == 2
     assert refused.status_code == 400

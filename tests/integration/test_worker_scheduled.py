@@ -51,7 +51,7 @@ def test_scheduled_shows_tasks_that_wait_in_the_server(app: Celery, url: str) ->
     )
     connection.close()
 
-    [shown] = app.control.inspect(timeout=2, limit=1).scheduled().values()
+    [shown] = app.control.inspect(timeout=10, limit=1).scheduled().values()
 
     assert [entry["request"]["id"] for entry in shown] == [first.id, last.id]
     assert shown[0]["eta"] == later.isoformat()

@@ -90,6 +90,16 @@ class RunningService:
             connection.close()
         return envelope
 
+    def wait_for_workers(self, count: int) -> None:
+        """Wait until so many run: the service is ready once the first of them is."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            summary = self.call("/api/v1/status")["data"]["worker_summary"]
+            if summary["running_workers"] == count:
+                return
+            assert time.monotonic() < deadline, summary
+            time.sleep(0.1)
+
     def wait_for_log(self, text: str) -> None:
         """Wait until a log line holds `text`."""
         deadline = time.monotonic() + _READY_SECONDS
