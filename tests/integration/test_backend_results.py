@@ -180,7 +180,7 @@ def test_result_too_large_says_so(app: Celery, task_id: str) -> None:
     assert app.AsyncResult(task_id).state == "PENDING"
 
 
-@pytest.mark.parametrize("serializer", ["json", "pickle", "yaml"])
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
 def test_failure_too_large_is_cut(
     make_app: MakeApp, shared_nats: NatsServer, task_id: str, serializer: str
 ) -> None:
