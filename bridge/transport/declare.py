@@ -22,9 +22,9 @@ from bridge.wire.jetstream import JetStreamError
 class DeclaringChannel(base.StdChannel):
     """The part of a channel that declares, binds, purges and deletes.
 
-    Every queue is stored in JetStream, also a non-durable one, as on Redis; but exclusive ones and
-    auto-delete ones that only matter to who is there: bound to a fanout exchange or to one of
-    Celery's for remote control and events. Those are core NATS subscriptions (ADR 0002).
+    Every queue is stored in JetStream, also a non-durable one, as on Redis. Core NATS subscriptions
+    (ADR 0002) are only exclusive ones, and auto-delete ones that matter to nobody but who is there:
+    bound to a fanout exchange or to one of Celery's for remote control and events.
     """
 
     def __init__(self, connection: BrokerConnection) -> None:

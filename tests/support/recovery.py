@@ -17,7 +17,7 @@ from tests.support.celery_worker import CeleryWorker
 
 #: The promise: so soon after its server is back a worker consumes again.
 BACK_SECONDS = 5.0
-ACK_WAIT_SECONDS = 2.0
+ACK_WAIT_SECONDS = 3.0
 #: Far longer than anything here takes.
 PATIENCE_SECONDS = 30.0
 CONCURRENCY = 2
