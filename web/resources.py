@@ -30,6 +30,7 @@ from config.settings import Settings
 logger = logging.getLogger("web")
 
 _READY_SECONDS = 1.0
+_START_SECONDS = 2.0
 _RETRY_SECONDS = 1.0
 
 _decode_snapshot = msgspec.json.Decoder(Snapshot).decode
@@ -69,8 +70,10 @@ class Resources:
         self._opening = threading.Thread(target=self._open, name="web-open", daemon=True)
 
     def start(self) -> None:
-        """Begin to connect; returns at once, and NATS may come up later."""
+        """Connect; returns once the workers are known, or soon where NATS is to come up later."""
         self._opening.start()
+        # A process that answered before would refuse what its siblings accept.
+        self.workers.wait_until_connected(_START_SECONDS)
 
     def stop(self) -> None:
         """End the threads and close the connections."""

@@ -27,7 +27,7 @@ import os
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from amqp.exceptions import ChannelError
+from amqp.exceptions import ChannelError, RecoverableConnectionError
 from kombu.transport import base
 
 from bridge.errors import NatsConnectionError
@@ -72,9 +72,10 @@ class Transport(base.Transport):
     default_port = DEFAULT_PORT
     scheme = "nats"
 
-    connection_errors = (NatsConnectionError, OSError)
+    # The last is what kombu itself raises for a channel whose connection is gone.
+    connection_errors = (NatsConnectionError, OSError, RecoverableConnectionError)
     channel_errors = (ChannelError, JetStreamError, PayloadTooLarge)
-    recoverable_connection_errors = (NatsConnectionError, OSError)
+    recoverable_connection_errors = connection_errors
     recoverable_channel_errors = ()
 
     #: Called after each failure to connect, whatever the scheme. What it raises ends retries of

@@ -70,6 +70,11 @@ class BucketMirror(Generic[T]):
         with self.changed:
             return self.changed.wait_for(lambda: condition(self.values), timeout)
 
+    def wait_until_connected(self, timeout: float) -> bool:
+        """True once the bucket has been read, False when it is not within `timeout` seconds."""
+        with self.changed:
+            return self.changed.wait_for(lambda: self.connected, timeout)
+
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
+from kombu.common import maybe_declare
 from kombu.exceptions import OperationalError
 
 from bridge.wire import JetStreamError, PayloadTooLarge
@@ -317,6 +318,22 @@ def test_declaration_within_a_publish_is_tried_again(nats_server: NatsServer, na
 
         with Connection(nats_server.url) as other:
             assert [message.payload for message in Inbox(other, queue).take()] == [2]
+
+
+def test_producer_goes_on_where_a_declaration_connected_anew(
+    nats_server: NatsServer, name: str
+) -> None:
+    """As with `rpc://`: the reply queue is declared first, on a connection that proves broken."""
+    with Connection(nats_server.url) as connection:
+        producer = connection.Producer()
+        channel = producer.channel
+        nats_server.kill()
+        nats_server.start()
+        maybe_declare(Queue(f"{name}-reply")(channel), retry=True)
+
+        producer.publish(1, routing_key=name, declare=[Queue(name)], retry=True)
+
+        assert Queue(name)(connection.channel()).queue_declare(passive=True).message_count == 1
 
 
 def test_connection_that_fails_to_begin_leaves_no_socket(nats_server: NatsServer) -> None:

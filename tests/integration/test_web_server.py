@@ -86,6 +86,7 @@ def _raw(web: WebProcess, request: bytes) -> bytes:
 def test_submit_wait_and_result(shared_web: WebProcess, shared_room: Room) -> None:
     """A task submitted over HTTP is stored, and a waiting client is woken by its result."""
     accepted = shared_web.client.post(SUBMIT, json=HELLO).json()
+    assert accepted["status"] == "success", accepted
     task_id = accepted["data"]["task_id"]
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(shared_web.client.get, f"/api/v1/tasks/{task_id}?wait=30")
