@@ -11,6 +11,8 @@ from celery.result import AsyncResult
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 
+#: Its own, so that no other test's connection is taken out of kombu's pool for it.
+VHOST = "rpc"
 GET_SECONDS = 10.0
 
 
@@ -19,7 +21,7 @@ def worker(
     shared_nats: NatsServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[CeleryWorker]:
     worker = CeleryWorker(
-        shared_nats.url,
+        f"{shared_nats.url}/{VHOST}",
         tmp_path_factory.mktemp("rpc"),
         name="rpc",
         environ={"CELERY_RESULT_BACKEND": "rpc://"},
@@ -31,7 +33,8 @@ def worker(
 
 @pytest.fixture
 def client(shared_nats: NatsServer, worker: CeleryWorker) -> Iterator[Celery]:
-    app = Celery("client", broker=shared_nats.url, backend="rpc://", set_as_current=False)
+    url = f"{shared_nats.url}/{VHOST}"
+    app = Celery("client", broker=url, backend="rpc://", set_as_current=False)
     app.conf.task_default_queue = "foreign"
     yield app
     if app.backend.result_consumer._consumer is not None:
