@@ -10,6 +10,8 @@ import pytest
 from celery import Celery
 from kombu import Connection
 
+from bridge.wire import Connection as WireConnection
+from bridge.wire import ConnectOptions, JetStream
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
@@ -59,3 +61,12 @@ def foreign_worker(
     worker.start()
     yield worker
     worker.stop()
+
+
+@pytest.fixture
+def js(foreign_worker: CeleryWorker) -> Iterator[JetStream]:
+    """JetStream in the virtual host of `foreign_worker`."""
+    connection = WireConnection(ConnectOptions.from_url(foreign_worker.url))
+    connection.connect()
+    yield JetStream(connection)
+    connection.close()

@@ -12,7 +12,7 @@ import pytest
 from celery import Celery
 
 from bridge.names import Names
-from bridge.wire import Connection, ConnectOptions, JetStream, Message
+from bridge.wire import JetStream, Message
 from tests.integration.conftest import FOREIGN_VHOST
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
@@ -27,14 +27,6 @@ def app(foreign_worker: CeleryWorker) -> Iterator[Celery]:
     app = make_app(foreign_worker.url, task_default_queue=QUEUE)
     yield app
     close_app(app)
-
-
-@pytest.fixture
-def js(foreign_worker: CeleryWorker) -> Iterator[JetStream]:
-    connection = Connection(ConnectOptions.from_url(foreign_worker.url))
-    connection.connect()
-    yield JetStream(connection)
-    connection.close()
 
 
 def publish(worker: CeleryWorker, payload: bytes, **headers: str) -> int:

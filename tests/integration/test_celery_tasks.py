@@ -16,7 +16,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
 from bridge.names import DEFAULT_PRIORITY, Names
-from bridge.wire import Connection, ConnectOptions, JetStream
+from bridge.wire import JetStream
 from tests.integration.conftest import FOREIGN_VHOST
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
@@ -43,14 +43,6 @@ def call(app: Celery) -> Call:
         return app.send_task(f"foreign.{name}", args, **options).get(timeout=GET_SECONDS)
 
     return call
-
-
-@pytest.fixture
-def js(foreign_worker: CeleryWorker) -> Iterator[JetStream]:
-    connection = Connection(ConnectOptions.from_url(foreign_worker.url))
-    connection.connect()
-    yield JetStream(connection)
-    connection.close()
 
 
 def stored_subjects(js: JetStream, filter_subject: str) -> list[str]:

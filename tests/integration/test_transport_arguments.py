@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable
 
 import pytest
 from amqp.exceptions import NotFound
@@ -12,6 +10,7 @@ from kombu import Connection, Exchange, Producer, Queue
 
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
+from tests.support.recovery import wait_until
 
 WAIT_SECONDS = 10.0
 
@@ -35,14 +34,6 @@ def is_there(connection: Connection, queue: Queue) -> bool:
         except NotFound:
             return False
     return True
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what the server does by its own clock, and tells nobody."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_queue_that_is_not_durable_is_stored(connect: Connect, name: str) -> None:
@@ -131,7 +122,7 @@ def test_messages_wait_no_longer_than_their_queue_allows(connect: Connect, name:
     bound = queue.bind(connect().channel())
     assert bound.queue_declare(passive=True).message_count == 2
 
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
 
 
 def test_scheduled_tasks_wait_no_longer_than_their_queue_allows(
@@ -147,7 +138,7 @@ def test_scheduled_tasks_wait_no_longer_than_their_queue_allows(
     bound = queue.bind(connection.channel())
     assert bound.queue_declare(passive=True).message_count == 1
 
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
 
 
 def test_queue_nobody_uses_expires(connect: Connect, name: str) -> None:
@@ -159,7 +150,7 @@ def test_queue_nobody_uses_expires(connect: Connect, name: str) -> None:
     inbox = Inbox(connect(), used)
     inbox.assert_quiet()
 
-    wait_until(lambda: not is_there(connection, unused))
+    wait_until(lambda: not is_there(connection, unused), WAIT_SECONDS)
 
     assert is_there(connection, used)
     inbox.close()
@@ -174,7 +165,7 @@ def test_arguments_of_the_first_declaration_stay(connect: Connect, name: str) ->
     bound = Queue(name).bind(connect().channel())
     with connect().channel() as channel:
         Producer(channel).publish("gone", routing_key=name)
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
 
 
 def test_arguments_without_effect_are_named(
