@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from amqp.exceptions import NotFound
@@ -130,13 +131,14 @@ def test_scheduled_tasks_wait_no_longer_than_their_queue_allows(
 ) -> None:
     """The time counts from the moment they are due."""
     queue, connection = Queue(name, message_ttl=1), connect()
-    eta = "2000-01-01T00:00:00+00:00"
+    eta = (datetime.now(UTC) + timedelta(seconds=2.5)).isoformat()
     headers = {"task": "a.task", "id": name}
     with connection.channel() as channel:
         producer = Producer(channel)
         producer.publish("due", routing_key=name, declare=[queue], headers={**headers, "eta": eta})
     bound = queue.bind(connection.channel())
-    assert bound.queue_declare(passive=True).message_count == 1
+    assert bound.queue_declare(passive=True).message_count == 0
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 1, WAIT_SECONDS)
 
     wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
 
