@@ -63,6 +63,7 @@ class Channel(DeclaringChannel):
             for queue in list(self._transient.values()):
                 queue.close()
         finally:
+            self.connection = None
             # What one of a broken connection holds is taken over from there.
             if self.broker.connected and self in self.broker.channels:
                 self.broker.channels.remove(self)
@@ -70,7 +71,7 @@ class Channel(DeclaringChannel):
     def abandon(self) -> None:
         """Take no more from a broken connection; what is unacknowledged may still be settled."""
         self.closed = True
-        self.connection = None  # by which kombu knows that it needs another channel
+        self.connection = None
         self._consumers.clear()
         self.intake.abandon()
 

@@ -29,7 +29,7 @@ class DeclaringChannel(base.StdChannel):
 
     def __init__(self, connection: BrokerConnection) -> None:
         self.broker = connection
-        #: for kombu: None once it is broken
+        #: for kombu: None once this channel is closed, by which it knows that it needs another
         self.connection: BrokerConnection | None = connection
         self._transient: dict[str, TransientQueue] = {}
         #: auto-delete queues that no exchange was bound to yet, so that they may have to be stored

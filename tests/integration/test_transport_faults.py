@@ -336,6 +336,27 @@ def test_producer_goes_on_where_a_declaration_connected_anew(
         assert Queue(name)(connection.channel()).queue_declare(passive=True).message_count == 1
 
 
+def test_declaration_goes_on_at_another_server_where_the_first_stays_silent(
+    nats_server: NatsServer, shared_nats: NatsServer, name: str
+) -> None:
+    """kombu closes a connection that still stands, and its channels, before it turns to the next."""
+    url = f"{nats_server.url};{shared_nats.url}"
+    with Connection(url, transport_options={"timeout": 0.5}) as connection:
+        producer = connection.Producer()
+        producer.publish("before", routing_key=name)
+        with nats_server.frozen():
+            producer.publish(
+                "after",
+                routing_key=name,
+                declare=[Queue(name)],
+                retry=True,
+                retry_policy={"max_retries": 1},
+            )
+
+        waiting = Queue(name)(connection.channel()).queue_declare(passive=True).message_count
+        assert (connection.port, waiting) == (shared_nats.port, 1)
+
+
 def test_connection_that_fails_to_begin_leaves_no_socket(nats_server: NatsServer) -> None:
     """The streams cannot be made: what was opened for that is closed."""
     connection = Connection(nats_server.url, transport_options={"replicas": 3})
