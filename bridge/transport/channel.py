@@ -137,8 +137,6 @@ class Channel(DeclaringChannel):
         routing_key: str | None = "",
     ) -> tuple[list[Outgoing], Outgoing | None]:
         """Return a message as it goes to JetStream, once a durable queue, and to core NATS."""
-        if self._unbound:
-            self._store_unbound()
         body, headers, properties = message
         routing_key = routing_key or ""
         names = self.broker.names
@@ -171,7 +169,6 @@ class Channel(DeclaringChannel):
         **_: Any,
     ) -> str:
         assert callback is not None
-        self._store_unbound()
         tag = consumer_tag or f"amq.ctag-{uuid.uuid4()}"
         self._consumers[tag] = queue
         take = self._taker(queue, tag, no_ack, callback)
@@ -251,7 +248,6 @@ class Channel(DeclaringChannel):
 
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> RawMessage | None:
         """Take one message, the highest priority first; None where there is none."""
-        self._store_unbound()
         transient = self._transient.get(queue)
         if transient is not None:
             message = transient.take()

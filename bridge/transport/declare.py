@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -14,9 +15,11 @@ from bridge.names import EVENT_EXCHANGE
 from bridge.transport.arguments import QueueArguments, warn_of_ignored
 from bridge.transport.broker import CONSUMER_NOT_FOUND, BrokerConnection
 from bridge.transport.exchange import Binding
-from bridge.transport.message import level_of
 from bridge.transport.transient import TransientQueue
 from bridge.wire.jetstream import JetStreamError
+
+#: How kombu and Celery name the auto-delete queues of remote control, events and `Broadcast`.
+_MAILBOX = re.compile(r".+\.pidbox|(celeryev|bcast)\..+")
 
 
 class DeclaringChannel(base.StdChannel):
@@ -24,7 +27,7 @@ class DeclaringChannel(base.StdChannel):
 
     Every queue is stored in JetStream, also a non-durable one, as on Redis. Core NATS subscriptions
     (ADR 0002) are only exclusive ones, and auto-delete ones that matter to nobody but who is there:
-    bound to a fanout exchange or to one of Celery's for remote control and events.
+    the mailboxes of Celery, and what is bound first of all to a fanout exchange.
     """
 
     def __init__(self, connection: BrokerConnection) -> None:
@@ -32,10 +35,10 @@ class DeclaringChannel(base.StdChannel):
         #: for kombu: None once this channel is closed, by which it knows that it needs another
         self.connection: BrokerConnection | None = connection
         self._transient: dict[str, TransientQueue] = {}
-        #: auto-delete queues that no exchange was bound to yet, so that they may have to be stored
-        self._unbound: dict[str, QueueArguments] = {}
-        #: stored ones
+        #: stored queues that may be deleted with their last consumer
         self._auto_delete: set[str] = set()
+        #: those of them that no exchange was bound to yet
+        self._unbound: set[str] = set()
 
     def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
         if exchange:
@@ -64,38 +67,21 @@ class DeclaringChannel(base.StdChannel):
             return queue_declare_ok_t(queue, len(self._transient[queue].messages), 0)
         if passive:
             return queue_declare_ok_t(queue, self._waiting(queue), 0)
+        if exclusive or (auto_delete and _MAILBOX.fullmatch(queue)):
+            self._hold_in_memory(queue, auto_delete)
+            return queue_declare_ok_t(queue, 0, 0)
+        # At once, though it may turn out to be a broadcast's: kombu may use another channel next.
+        if auto_delete and queue not in self._auto_delete:
+            self._auto_delete.add(queue)
+            self._unbound.add(queue)
+        warn_of_ignored(queue, arguments)
         kept = QueueArguments.of(arguments, auto_delete=auto_delete)
-        if not exclusive and (not auto_delete or queue in self._auto_delete):
-            warn_of_ignored(queue, arguments)
-            return queue_declare_ok_t(queue, self.broker.declare_queue(queue, kept), 0)
-        if not exclusive:
-            self._unbound[queue] = kept
+        return queue_declare_ok_t(queue, self.broker.declare_queue(queue, kept), 0)
+
+    def _hold_in_memory(self, queue: str, auto_delete: bool) -> None:
         self._transient[queue] = TransientQueue(
             self.broker.wire, self.broker.names, queue, auto_delete=auto_delete
         )
-        return queue_declare_ok_t(queue, 0, 0)
-
-    def _store_unbound(self) -> None:
-        """Store the auto-delete queues that get by without an exchange, like those of `rpc://`."""
-        for queue in list(self._unbound):
-            self._store(queue)
-
-    def _store(self, queue: str) -> None:
-        connection = self.broker
-        connection.declare_queue(queue, self._unbound.pop(queue))
-        self._auto_delete.add(queue)
-        # Who published meanwhile found no stored queue.
-        connection.wire.flush()
-        transient = self._transient.pop(queue)
-        connection.js.publish_many(
-            (
-                connection.names.task_subject(queue, level_of(message.headers.get("Priority"))),
-                message.payload,
-                message.headers,
-            )
-            for message in transient.messages
-        )
-        transient.close()
 
     def _infos(self, queue: str) -> list[dict[str, Any]]:
         try:
@@ -124,10 +110,11 @@ class DeclaringChannel(base.StdChannel):
         if not exchange:
             return
         exchange_type = self._exchange_type(exchange)
-        if _is_for_those_present(exchange, exchange_type):
-            self._unbound.pop(queue, None)
-        elif queue in self._unbound:
-            self._store(queue)
+        if queue in self._unbound:
+            self._unbound.discard(queue)
+            if _is_for_those_present(exchange, exchange_type):
+                self.queue_delete(queue, if_unused=True, if_empty=True)
+                self._hold_in_memory(queue, auto_delete=True)
         if queue in self._transient:
             self._transient[queue].bind(exchange, exchange_type, routing_key)
         else:
@@ -169,7 +156,6 @@ class DeclaringChannel(base.StdChannel):
         """
         transient = self._transient.pop(queue, None)
         if transient is not None:
-            self._unbound.pop(queue, None)
             waiting = len(transient.messages)
             transient.close()
             return waiting

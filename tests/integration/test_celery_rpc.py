@@ -10,6 +10,7 @@ from celery.result import AsyncResult
 
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
+from tests.support.proxy import Proxy
 
 #: Its own, so that no other test's connection is taken out of kombu's pool for it.
 VHOST = "rpc"
@@ -32,8 +33,14 @@ def worker(
 
 
 @pytest.fixture
-def client(shared_nats: NatsServer, worker: CeleryWorker) -> Iterator[Celery]:
-    url = f"{shared_nats.url}/{VHOST}"
+def proxy(shared_nats: NatsServer) -> Iterator[Proxy]:
+    with Proxy(shared_nats.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def client(proxy: Proxy, worker: CeleryWorker) -> Iterator[Celery]:
+    url = f"{proxy.url}/{VHOST}"
     app = Celery("client", broker=url, backend="rpc://", set_as_current=False)
     app.conf.task_default_queue = "foreign"
     yield app
@@ -69,3 +76,14 @@ def test_many_results_come_in_any_order(client: Celery) -> None:
     assert [result.get(timeout=GET_SECONDS) for result in reversed(results)] == list(
         reversed(range(1, 21))
     )
+
+
+def test_first_task_on_a_connection_that_proves_broken(
+    client: Celery, worker: CeleryWorker, proxy: Proxy
+) -> None:
+    """Its reply queue is declared before kombu connects anew for the task itself."""
+    with client.producer_pool.acquire(block=True) as producer:
+        assert producer.channel
+    proxy.reset()
+
+    assert finished(client, worker, 3, 4).get(timeout=GET_SECONDS) == 7

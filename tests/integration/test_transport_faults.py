@@ -339,7 +339,7 @@ def test_producer_goes_on_where_a_declaration_connected_anew(
 def test_declaration_goes_on_at_another_server_where_the_first_stays_silent(
     nats_server: NatsServer, shared_nats: NatsServer, name: str
 ) -> None:
-    """kombu closes a connection that still stands, and its channels, before it turns to the next."""
+    """kombu closes the connection that still stands, and its channels, before it tries the next."""
     url = f"{nats_server.url};{shared_nats.url}"
     with Connection(url, transport_options={"timeout": 0.5}) as connection:
         producer = connection.Producer()
