@@ -14,6 +14,7 @@ from bridge.flower.feed import EventFeed, Position, StoredEvent
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.nats import NatsServer
+from tests.support.recovery import wait_until
 
 _EVERYTHING = 1_000_000
 
@@ -73,10 +74,16 @@ def read(shared_nats: NatsServer, names: Names) -> Iterator[Read]:
 
 
 def _tell(js: JetStream, names: Names, payloads: list[bytes], key: str = "task.sent") -> None:
+    """Send events; return once they are stored, which nobody tells the sender."""
+    last_seq = _last_seq(js, names) + len(payloads)
     subject = names.exchange_subject("celeryev", key)
     for payload in payloads:
         js.connection.publish(subject, payload)
-    js.connection.flush(10)
+    wait_until(lambda: _last_seq(js, names) == last_seq)
+
+
+def _last_seq(js: JetStream, names: Names) -> int:
+    return int(js.api(f"STREAM.INFO.{names.event_stream}")["state"]["last_seq"])
 
 
 def _numbers(first: int, last: int) -> list[bytes]:

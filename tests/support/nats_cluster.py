@@ -83,8 +83,8 @@ class NatsCluster:
             self.wait_until_whole()
 
     def wait_until_led(self) -> None:
-        """Wait until the cluster as a whole and every stream in it has a leader."""
-        self._await(lambda: self._is_led(copies=1))
+        """Wait until the cluster as a whole, every stream and every consumer has a leader."""
+        self._await(self._is_led)
 
     def lead(self, node: str) -> None:
         """Have one node lead every stream and every consumer; return once it does."""
@@ -96,10 +96,12 @@ class NatsCluster:
         others = 0
         for stream in self._streams():
             name = stream["config"]["name"]
-            consumers = self._api(f"CONSUMER.LIST.{name}")["consumers"] or []
             groups = {
                 f"STREAM.LEADER.STEPDOWN.{name}": stream["cluster"],
-                **{f"CONSUMER.LEADER.STEPDOWN.{name}.{c['name']}": c["cluster"] for c in consumers},
+                **{
+                    f"CONSUMER.LEADER.STEPDOWN.{name}.{consumer['name']}": consumer["cluster"]
+                    for consumer in self._consumers(stream)
+                },
             }
             for endpoint, cluster in groups.items():
                 if cluster.get("leader") != node:
@@ -127,17 +129,19 @@ class NatsCluster:
         }
         return {name for name, node in self.nodes.items() if node.port in ports}
 
-    def _is_led(self, copies: int) -> bool:
-        """A stream of so many copies can be made, and each that is there has a leader."""
-        name = f"SCRATCH{next(self._scratch)}"
-        config = {"name": name, "subjects": [name], "num_replicas": copies}
-        self._api(f"STREAM.CREATE.{name}", config)
-        self._api(f"STREAM.DELETE.{name}")
-        return all(stream["cluster"].get("leader") for stream in self._streams())
+    def _is_led(self) -> bool:
+        self._api("INFO")  # which only who leads the whole answers
+        streams = self._streams()
+        consumers = [consumer for stream in streams for consumer in self._consumers(stream)]
+        return all(each["cluster"].get("leader") for each in [*streams, *consumers])
 
     def _is_whole(self) -> bool:
-        """There are leaders, and every copy of a stream is up to date."""
-        return self._is_led(REPLICAS) and all(
+        """A stream can be made on every node, and every copy of each is up to date."""
+        name = f"SCRATCH{next(self._scratch)}"
+        config = {"name": name, "subjects": [name], "num_replicas": REPLICAS}
+        self._api(f"STREAM.CREATE.{name}", config)
+        self._api(f"STREAM.DELETE.{name}")
+        return self._is_led() and all(
             copy["current"]
             for stream in self._streams()
             for copy in stream["cluster"].get("replicas", ())
@@ -145,6 +149,9 @@ class NatsCluster:
 
     def _streams(self) -> list[dict[str, Any]]:
         return self._api("STREAM.LIST")["streams"] or []
+
+    def _consumers(self, stream: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._api(f"CONSUMER.LIST.{stream['config']['name']}")["consumers"] or []
 
     def _await(self, condition: Callable[[], bool]) -> None:
         """Wait for a condition that the cluster refuses to tell while it elects."""
