@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-SLOW_TESTS := tests/contract tests/integration tests/acceptance
+# In this order: with the long ones last, three processes would wait for the fourth.
+SLOW_TESTS := tests/acceptance tests/integration tests/contract
 
 .PHONY: run setup test check bench compat compat-ci clean
 
@@ -21,7 +22,7 @@ check: .venv/.development
 # Celery's suite mostly waits, so that the fast checks run beside it.
 test: .venv/.development
 	$(MAKE) --jobs=2 --output-sync=target check compat-ci
-	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 3 --dist loadfile
+	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 4 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest $(SLOW_TESTS) -m alone
 
 # The part of Celery's own suite that `make test` runs (docs/compatibility.md).
