@@ -18,6 +18,7 @@ import structlog
 from structlog.typing import EventDict, ProcessorReturnValue, WrappedLogger
 
 from bridge.envelope import from_epoch
+from bridge.errors import ConfigError
 from bridge.log_lines import parse_line
 from bridge.masking import mask_text, mask_value
 
@@ -113,7 +114,7 @@ def configure(
     `bound` are fields of every line, for instance ``worker_id``. Starts no thread, so a
     process may fork after it.
 
-    Raises ValueError for an unknown level.
+    Raises ValueError for an unknown level, ConfigError for another format.
     """
     json = _json_wanted() if json is None else json
     handler = _JsonHandler(sys.stderr) if json else logging.StreamHandler(sys.stderr)
@@ -175,6 +176,10 @@ class _JsonHandler(logging.StreamHandler[TextIO]):
 
 def _json_wanted() -> bool:
     wanted = os.environ.get(FORMAT_VARIABLE, "")
+    if wanted not in ("", "json", "console"):
+        raise ConfigError(
+            f"{FORMAT_VARIABLE} is {wanted!r}: set it to json or console, or unset it"
+        )
     return wanted == "json" or (wanted != "console" and not sys.stderr.isatty())
 
 

@@ -19,10 +19,9 @@ from typing import Any, Final
 
 import msgspec
 
-from bridge import probe
+from bridge import logs, probe
 from bridge.errors import BridgeError, ConfigError, ServiceUnavailable
 from bridge.fleet import ProcessSpec, ProcessState, Supervisor
-from bridge.logs import get_logger
 from bridge.sample import report
 from bridge.server import EmbeddedServer, port_in_use
 from bridge.wire.options import broker_url
@@ -39,7 +38,7 @@ _NATS_STOP_SECONDS: Final = 2.0
 #: The controller ends its workers by force after their time, which takes a moment itself.
 _CONTROLLER_EXTRA_SECONDS: Final = 2.0
 
-log = get_logger("bridge.up")
+log = logs.get_logger("bridge.up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +80,7 @@ def prepare(settings: Settings, environ: Mapping[str, str]) -> Plan:
         "CELERY_BROKER_URL": broker_url(url),
         "CELERY_RESULT_BACKEND": url,
     }
-    environ = {**environ, **shared, "BRIDGE_LOG_FORMAT": "json", "PYTHONUNBUFFERED": "1"}
+    environ = {**environ, **shared, logs.FORMAT_VARIABLE: "json", "PYTHONUNBUFFERED": "1"}
     return Plan(settings=settings, url=url, server=server, environ=environ)
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 from nats.aio.client import Client
 
+from bridge import logs
 from bridge.control import Control
 from bridge.controller.commands import Commands
 from bridge.controller.driver import Driver
@@ -24,7 +25,6 @@ from bridge.controller.lead import Placement
 from bridge.controller.sizes import FIXED_POOLS
 from bridge.errors import BridgeError, NatsConnectionError
 from bridge.fleet import Fleet, WorkerOptions
-from bridge.logs import get_logger
 from bridge.masking import mask_text
 from bridge.names import Names
 from bridge.records import WorkerRecord
@@ -48,7 +48,7 @@ from config.settings import Settings
 _RETRY_SECONDS: Final = 1.0
 _FAULT_SECONDS: Final = 10.0
 
-log = get_logger("bridge.controller")
+log = logs.get_logger("bridge.controller")
 
 
 class Controller:
@@ -287,7 +287,7 @@ def worker_options(settings: Settings, environ: Mapping[str, str]) -> WorkerOpti
             "CELERY_BROKER_URL": broker_url(settings.nats_url),
             "CELERY_RESULT_BACKEND": settings.nats_url,
             # Relayed line by line: whether ours goes to a terminal is for us to know.
-            "BRIDGE_LOG_FORMAT": "json",
+            logs.FORMAT_VARIABLE: "json",
             "BRIDGE_WORKER_TYPE": settings.worker_type,
         },
     )

@@ -83,7 +83,11 @@ class TaskLookup:
         return self._view(task_id, known)
 
     def _await_end(self, connection: Connection, task_id: str, seconds: float) -> Known:
-        """Subscribe to what is stored, then read: a result between the two is not missed."""
+        """Subscribe to what is stored, then read: a result between the two is not missed.
+
+        When the time is up it reads again. The word of a result is lost with a node of a cluster
+        that dies right after it stored it.
+        """
         arrived: list[Message] = []
         js = JetStream(connection, ANSWER_SECONDS)
         end = time.monotonic() + seconds
@@ -93,6 +97,7 @@ class TaskLookup:
             known = read(js, self._names, task_id, self.active(task_id)).known
             while not (known.empty or known.ended):
                 if not arrived and not _drain(connection, end - time.monotonic()):
+                    known = read(js, self._names, task_id, self.active(task_id)).known
                     break
                 known = _newest(known, arrived)
                 arrived.clear()

@@ -22,8 +22,6 @@ from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
 
-#: Set by whoever collects our log lines.
-LOG_FORMAT_VARIABLE = "BRIDGE_LOG_FORMAT"
 WORKER_ID_VARIABLE = "BRIDGE_WORKER_ID"
 #: As long as a worker of the fleet itself has to show that it is alive
 _CHILD_START_SECONDS = 30.0
@@ -50,7 +48,8 @@ def install() -> None:
     signals.celeryd_init.connect(_on_worker_init, dispatch_uid="bridge.worker.init")
     signals.task_prerun.connect(_on_task_start, dispatch_uid="bridge.worker.prerun")
     signals.import_modules.connect(_on_import_modules, dispatch_uid="bridge.worker.flower")
-    if os.environ.get(LOG_FORMAT_VARIABLE):
+    # Set by whoever collects our log lines.
+    if os.environ.get(logs.FORMAT_VARIABLE):
         signals.setup_logging.connect(_on_logging, dispatch_uid="bridge.worker.logging")
 
 

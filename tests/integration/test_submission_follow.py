@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bridge.errors import NatsConnectionError, TaskNotFound
-from bridge.names import escape
+from bridge.names import bucket_stream, escape
 from bridge.records import ActiveTask, Snapshot, WorkerState
 from bridge.submission.lookup import TaskLookup
 from bridge.submission.request import Submission
@@ -124,6 +125,20 @@ def test_wait_for_a_finished_task_returns_at_once(room: Room) -> None:
 def test_wait_ends_with_the_state_so_far(room: Room) -> None:
     """When the time is up the answer is the current state, no error."""
     assert room.lookup.wait(_submit(room), 0.1).state == "QUEUED"
+
+
+def test_wait_ends_with_a_result_whose_notice_was_lost(room: Room) -> None:
+    """When the time is up, what is stored counts, not only what was told of."""
+    task_id = _submit(room)
+    stream = bucket_stream(room.names.bucket("results"))
+    config = room.js.api(f"STREAM.INFO.{stream}")["config"]
+    room.js.api(f"STREAM.UPDATE.{stream}", {**config, "republish": None})
+    # While it waits, long after it has read for the first time.
+    storing = threading.Timer(0.5, room.store_result, [task_id], {"status": "SUCCESS"})
+    storing.start()
+
+    assert room.lookup.wait(task_id, 1.5).state == "SUCCESS"
+    storing.join()
 
 
 def test_more_waiters_than_admitted_are_answered_at_once(room: Room) -> None:

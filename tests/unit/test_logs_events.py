@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridge import logs
+from bridge.errors import ConfigError
 from bridge.logs import configure, get_logger, relay
 from bridge.masking import MASK, mask_text, mask_value
 
@@ -246,6 +247,14 @@ def test_console_is_for_people(
 
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(r"\d\d:\d\d:\d\d \[info +\] hello +\[bridge\.a\] port=1", line)
+
+
+def test_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelt format says so instead of being ignored."""
+    monkeypatch.setenv(logs.FORMAT_VARIABLE, "jsn")
+
+    with pytest.raises(ConfigError, match="'jsn': set it to json or console"):
+        configure()
 
 
 def test_format_is_json_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
