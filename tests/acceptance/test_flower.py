@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import psutil
 import pytest
 
 from tests.support.service import RunningService
+from tests.support.waiting import wait_until
 
 _LOGIN = ("operator", "secret")
-_WAIT_SECONDS = 20.0
 #: A blank page of this size is smaller.
 _EMPTY_PICTURE_BYTES = 12_000
 _CHROMIUM = shutil.which("chromium")
@@ -29,17 +27,9 @@ def _flower(service: RunningService, path: str) -> Any:
     return answer.json()
 
 
-def _until(ask: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
-    """Ask until the answer is as wanted: Flower learns of things by events."""
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while not wanted(answer := ask()):
-        assert time.monotonic() < deadline, answer
-    return answer
-
-
 def test_flower_lists_the_workers(service: RunningService) -> None:
     """Both workers answer Flower's inspection."""
-    workers = _until(
+    workers = wait_until(
         lambda: _flower(service, "/api/workers?refresh=1"), lambda found: len(found) == 2
     )
 
@@ -51,7 +41,7 @@ def test_flower_shows_a_task_and_its_result(service: RunningService) -> None:
     """A task submitted over REST appears with its state and result."""
     task_id = _submit(service, "test", message="seen in Flower")
 
-    tasks = _until(
+    tasks = wait_until(
         lambda: _flower(service, "/api/tasks"),
         lambda found: found.get(task_id, {}).get("state") == "SUCCESS",
     )
@@ -62,7 +52,7 @@ def test_flower_shows_a_task_and_its_result(service: RunningService) -> None:
 
 def test_flower_shows_queues_and_their_consumers(service: RunningService) -> None:
     """Every queue is listed; both workers consume the general one, and nothing waits."""
-    queues = _until(
+    queues = wait_until(
         lambda: _flower(service, "/api/queues/length")["active_queues"],
         lambda found: any(queue["consumers"] == 2 for queue in found),
     )
@@ -91,7 +81,7 @@ def _task(service: RunningService, task_id: str) -> dict[str, Any]:
         except httpx.TransportError:
             return {}
 
-    return dict(_until(ask, lambda task: task.get("state") == "SUCCESS"))
+    return dict(wait_until(ask, lambda task: task.get("state") == "SUCCESS"))
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +121,7 @@ def test_pages_render_in_a_browser(
 
     Pictures go to SCREENSHOT_DIR where it is set.
     """
-    workers = _until(lambda: _flower(service, "/api/workers?refresh=1"), bool)
+    workers = wait_until(lambda: _flower(service, "/api/workers?refresh=1"))
     known = {"worker": min(workers), "task_id": busy}
     login = "operator:secret@" if port == "flower_port" else ""
     url = f"http://{login}127.0.0.1:{getattr(service, port)}{page.format(**known)}"

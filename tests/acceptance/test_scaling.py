@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from tests.support.service import RunningService
+from tests.support.waiting import wait_until
 
 _LOGIN = ("operator", "secret")
-_WAIT_SECONDS = 40.0
 _BROKEN = 8
 #: The sample app, of which one worker never comes up.
 _APP = f"""
@@ -66,12 +66,10 @@ def _summary(service: RunningService) -> dict[str, Any]:
 def _in_flower(service: RunningService, count: int) -> int:
     """Return how many workers Flower knows as online: by events, so not at once."""
     url = f"http://127.0.0.1:{service.flower_port}/api/workers?status=1"
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        online = sum(httpx.get(url, auth=_LOGIN, timeout=30).json().values())
-        if online == count or time.monotonic() > deadline:
-            return online
-        time.sleep(0.1)
+    return wait_until(
+        lambda: sum(httpx.get(url, auth=_LOGIN, timeout=30).json().values()),
+        lambda online: online == count,
+    )
 
 
 def _submit(service: RunningService, count: int, seconds: float) -> list[str]:
@@ -180,13 +178,10 @@ def test_the_fleet_follows_the_load_and_tells_why(service: RunningService) -> No
     automatic = _scale(service, mode="auto")
     task_ids = _submit(service, 60, 1.0)
     states = _states(service, task_ids)
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while True:
-        state = service.call("/api/v1/workers/scaling")["data"]
-        if (state["worker_count"], state["concurrency"]) == (1, 1):
-            break
-        assert time.monotonic() < deadline, state
-        time.sleep(0.2)
+    state = wait_until(
+        lambda: service.call("/api/v1/workers/scaling")["data"],
+        lambda state: (state["worker_count"], state["concurrency"]) == (1, 1),
+    )
 
     directions = [decision["direction"] for decision in state["decisions"]]
     largest = max(d["workers"] * d["concurrency"] for d in state["decisions"])

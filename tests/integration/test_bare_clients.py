@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections.abc import Iterator
 
@@ -16,6 +15,7 @@ from bridge.wire import JetStream, Message
 from tests.integration.conftest import FOREIGN_VHOST
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
+from tests.support.waiting import wait_until
 
 NAMES = Names(FOREIGN_VHOST)
 QUEUE = "foreign"
@@ -93,10 +93,9 @@ def test_malformed_is_set_aside_and_blocks_nothing(
 
 def last_dead(js: JetStream, payload: bytes) -> Message:
     """Wait for the last dead letter of the queue to be this one."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        dead = js.get_last(NAMES.dead_stream, NAMES.dead_subject(QUEUE))
-        if dead is not None and dead.payload == payload:
-            return dead
-        assert time.monotonic() < deadline, dead
-        time.sleep(0.02)
+    dead = wait_until(
+        lambda: js.get_last(NAMES.dead_stream, NAMES.dead_subject(QUEUE)),
+        lambda last: last is not None and last.payload == payload,
+    )
+    assert dead is not None
+    return dead

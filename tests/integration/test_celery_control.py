@@ -19,6 +19,7 @@ from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 VHOST = "celery-control"
 NAMES = Names(VHOST)
@@ -69,13 +70,6 @@ def inspect(app: Celery, worker: CeleryWorker, method: str, *args: Any) -> Any:
     return answer[worker.hostname]
 
 
-def wait_until(condition: Any, what: str) -> None:
-    deadline = time.monotonic() + 15
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def test_ping_is_answered_at_once(app: Celery, worker: CeleryWorker) -> None:
     """By every worker, without waiting for an interval."""
     started = time.monotonic()
@@ -105,8 +99,7 @@ def test_active_and_reserved_tasks_are_told(app: Celery, worker: CeleryWorker) -
     """Running ones with their start, prefetched ones apart."""
     results = [app.send_task("sleep", (1.0,)) for _ in range(4)]
 
-    wait_until(lambda: len(inspect(app, worker, "active")) == 2, "two should run")
-    active = inspect(app, worker, "active")
+    active = wait_until(lambda: inspect(app, worker, "active"), lambda tasks: len(tasks) == 2)
     reserved = inspect(app, worker, "reserved")
 
     assert {task["name"] for task in active} == {"sleep"}

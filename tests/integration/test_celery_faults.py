@@ -18,6 +18,7 @@ from bridge.names import Names, escape
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 NAMES = Names()
 ACK_WAIT_SECONDS = 2.0
@@ -51,12 +52,12 @@ def start_worker(nats_server: NatsServer, tmp_path: Path) -> Iterator[StartWorke
         worker.kill()
 
 
-def wait_for_line(file: Path, line: str, timeout: float = 20.0) -> None:
+def wait_for_line(file: Path, line: str) -> None:
     """Wait until a task has written `line`."""
-    deadline = time.monotonic() + timeout
-    while not file.exists() or line not in file.read_text().splitlines():
-        assert time.monotonic() < deadline, f"no {line!r} in {file}"
-        time.sleep(0.02)
+    wait_until(
+        lambda: file.exists() and line in file.read_text().splitlines(),
+        told=lambda: f"no {line!r} in {file}",
+    )
 
 
 def test_warm_shutdown_ends_what_runs_and_gives_back_the_rest(

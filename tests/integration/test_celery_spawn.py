@@ -10,7 +10,7 @@ from celery import Celery, chord
 
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
-from tests.support.recovery import wait_until
+from tests.support.waiting import wait_until
 
 GET_SECONDS = 30.0
 

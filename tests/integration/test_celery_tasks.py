@@ -20,6 +20,7 @@ from bridge.wire import JetStream
 from tests.integration.conftest import FOREIGN_VHOST
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
+from tests.support.waiting import wait_until
 
 NAMES = Names(FOREIGN_VHOST)
 GET_SECONDS = 20.0
@@ -224,10 +225,7 @@ def test_running_task_is_terminated(app: Celery, tmp_path: Path) -> None:
     """Only with `terminate`; its process is replaced and the worker goes on."""
     file = tmp_path / "ran"
     result = app.send_task("foreign.record", (str(file), "long", 60))
-    deadline = time.monotonic() + 10
-    while not file.exists():
-        assert time.monotonic() < deadline, "the task did not start"
-        time.sleep(0.02)
+    wait_until(file.exists)
 
     app.control.revoke(result.id, terminate=True)
 
@@ -310,10 +308,7 @@ def test_states_are_seen_on_the_way(app: Celery, tmp_path: Path) -> None:
     """PENDING before, STARTED with its worker while it runs, SUCCESS after."""
     file = tmp_path / "ran"
     result = app.send_task("foreign.record", (str(file), "x", 0.7))
-    deadline = time.monotonic() + 10
-    while AsyncResult(result.id, app=app).state != "STARTED":
-        assert time.monotonic() < deadline, "never STARTED"
-        time.sleep(0.02)
+    wait_until(lambda: AsyncResult(result.id, app=app).state, lambda state: state == "STARTED")
 
     assert result.get(timeout=GET_SECONDS).startswith("x by")
     assert result.state == "SUCCESS"

@@ -22,9 +22,9 @@ from tests.support.recovery import (
     IN_FLIGHT,
     PATIENCE_SECONDS,
     Notebook,
-    wait_until,
     worker_on,
 )
+from tests.support.waiting import wait_until
 
 NAMES = Names()
 RESULTS = NAMES.bucket("results")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.support.nats_cluster import REPLICAS, NatsCluster
-from tests.support.recovery import PATIENCE_SECONDS, wait_until
+from tests.support.recovery import PATIENCE_SECONDS
 from tests.support.service import RunningService
+from tests.support.waiting import wait_until
 
 #: An answer comes within two seconds, whatever NATS does; the rest is this machine's.
 ANSWER_SECONDS = 2.0 + 1.0

@@ -17,6 +17,7 @@ from bridge.errors import NatsConnectionError, WorkerSilent
 from tests.support.celery_worker import CeleryWorker, answers
 from tests.support.nats import NatsServer
 from tests.support.service import free_ports
+from tests.support.waiting import wait_until
 
 NOBODY = "nobody@nowhere"
 #: A worker that a program starts by itself, so that no plug-in of the command is loaded.
@@ -58,17 +59,12 @@ def plain_worker(server: NatsServer, tmp_path: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        _await_answer(server, PLAIN)
+        impatient = Control(server.url, timeout=0.5)
+        wait_until(lambda: answers(impatient, PLAIN))
         yield PLAIN
     finally:
         process.terminate()
         process.wait(START_SECONDS)
-
-
-def _await_answer(server: NatsServer, worker_id: str) -> None:
-    impatient, deadline = Control(server.url, timeout=0.5), time.monotonic() + START_SECONDS
-    while not answers(impatient, worker_id):
-        assert time.monotonic() < deadline, f"{worker_id} did not start"
 
 
 def test_worker_answers(server: NatsServer, worker: CeleryWorker) -> None:

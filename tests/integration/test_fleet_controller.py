@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -22,6 +21,7 @@ from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, JetStreamError
 from tests.support.nats import NatsServer
 from tests.support.service import free_ports
+from tests.support.waiting import wait_until
 
 SENDER = """
 import sys
@@ -48,13 +48,9 @@ class RunningController:
 
     def snapshot_where(self, condition: Callable[[Snapshot], bool]) -> Snapshot:
         """Wait for a snapshot that fits; NATS may be away meanwhile."""
-        deadline = time.monotonic() + 40
-        while time.monotonic() < deadline:
-            snapshot = self._snapshot()
-            if snapshot is not None and condition(snapshot):
-                return snapshot
-            time.sleep(0.1)
-        raise AssertionError(f"no such snapshot; the last one is {snapshot}")
+        found = wait_until(self._snapshot, lambda last: last is not None and condition(last))
+        assert found is not None
+        return found
 
     def _snapshot(self) -> Snapshot | None:
         connection = Connection(ConnectOptions.from_url(self.url))
@@ -164,10 +160,7 @@ def test_controller_waits_for_nats(nats_server: NatsServer, tmp_path: Path) -> N
     with log.open("w") as stream:
         controller = RunningController(nats_server.url, stream)
     try:
-        deadline = time.monotonic() + 20
-        while "waiting for NATS" not in log.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(log.read_text, lambda text: "waiting for NATS" in text)
         nats_server.start()
 
         controller.snapshot_where(one_runs)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -21,6 +20,7 @@ from bridge.fleet import fleet as fleet_module
 from bridge.names import Names
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until_async
 
 NAMES = Names()
 #: Beats like a Celery worker, but only twice; a second one of the same name beats on.
@@ -39,13 +39,6 @@ for beat in range(2 if first else 100):
     connection.publish(Names().exchange_subject("celeryev", "worker.heartbeat"), body)
 time.sleep(600)
 """
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition that another process brings about."""
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.02)
 
 
 async def nothing(_: Client) -> None:
@@ -86,7 +79,7 @@ def test_a_worker_that_sends_no_heartbeat_any_more_is_replaced(
         stop = asyncio.Event()
         running = asyncio.create_task(keeper.run(stop))
         try:
-            await until(lambda: keeper.pid_of(1) is not None)
+            await wait_until_async(lambda: keeper.pid_of(1) is not None)
             first = keeper.pid_of(1)
             await asyncio.wait_for(keeper.until_ready(1, other_than=first), 20)
             [member] = fleet.members()
@@ -119,7 +112,7 @@ def test_a_stopped_process_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
         first = supervisor.pid
         assert first is not None
         os.kill(first, signal.SIGSTOP)
-        await until(lambda: supervisor.pid not in {None, first})
+        await wait_until_async(lambda: supervisor.pid not in {None, first})
         assert supervisor.state is ProcessState.RUNNING
         second = supervisor.pid
         assert second is not None
@@ -147,11 +140,11 @@ def test_a_process_that_is_let_go_on_in_time_stays(monkeypatch: pytest.MonkeyPat
         await supervisor.start()
         child = supervisor._child
         assert child is not None
-        await until(lambda: bool(child.tail()))
+        await wait_until_async(child.tail)
         child._process.send_signal(signal.SIGSTOP)
-        await until(lambda: child.stopped)
+        await wait_until_async(lambda: child.stopped)
         child._process.send_signal(signal.SIGCONT)
-        await until(lambda: supervisor.last_error is not None)
+        await wait_until_async(lambda: supervisor.last_error is not None)
         error = supervisor.last_error or ""
         await supervisor.stop(5)
         return error

@@ -7,8 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -20,8 +19,7 @@ from bridge.names import Names
 from bridge.records import LEADER_KEY, SNAPSHOT_KEY, Snapshot
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, JetStreamError
 from tests.support.nats import NatsServer
-
-_WAIT_SECONDS = 60.0
+from tests.support.waiting import wait_until
 
 
 class Hosts:
@@ -109,28 +107,21 @@ def hosts(nats_server: NatsServer, tmp_path: Path) -> Iterator[Hosts]:
     running.clean_up()
 
 
-def until(condition: Callable[[], bool], told: Callable[[], object]) -> None:
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, told()
-        time.sleep(0.1)
-
-
 def test_workers_are_split_and_a_dead_hosts_share_is_taken_over(hosts: Hosts) -> None:
     """Two hosts have one worker each; when the leader's host dies the other has both."""
     hosts.start("a")
-    until(lambda: len(hosts.running()) == 2, hosts.running)
+    wait_until(hosts.running, lambda workers: len(workers) == 2)
     hosts.start("b")
-    until(lambda: len(hosts.workers("a")) == len(hosts.workers("b")) == 1, hosts.running)
-    until(lambda: len(hosts.running()) == 2, hosts.running)
+    wait_until(lambda: len(hosts.workers("a")) == len(hosts.workers("b")) == 1, told=hosts.running)
+    wait_until(hosts.running, lambda workers: len(workers) == 2)
     first = hosts.leader()
     [kept] = hosts.workers("b").values()
 
     hosts.kill("a")
 
-    until(lambda: len(hosts.workers("b")) == 2, lambda: hosts.workers("b"))
-    until(lambda: hosts.leader() == "b", hosts.leader)
-    until(lambda: set(hosts.workers("b").values()) <= set(hosts.running().values()), hosts.running)
+    wait_until(lambda: hosts.workers("b"), lambda workers: len(workers) == 2)
+    wait_until(hosts.leader, lambda leader: leader == "b")
+    wait_until(hosts.running, lambda seen: set(hosts.workers("b").values()) <= set(seen.values()))
     assert first == "a"
     assert kept in hosts.workers("b").values()
 
@@ -138,12 +129,12 @@ def test_workers_are_split_and_a_dead_hosts_share_is_taken_over(hosts: Hosts) ->
 def test_a_second_controller_on_a_host_doubles_nothing(hosts: Hosts) -> None:
     """It waits, and takes over when the first one is killed, without a worker too many."""
     hosts.start("a")
-    until(lambda: len(hosts.running()) == 2, hosts.running)
+    wait_until(hosts.running, lambda workers: len(workers) == 2)
     first = hosts.controllers["a"]
     before = hosts.workers("a")
     hosts.start("a")
     log = hosts._directory / "controllers.log"
-    until(lambda: "another controller keeps the workers" in log.read_text(), log.read_text)
+    wait_until(log.read_text, lambda text: "another controller keeps the workers" in text)
     assert hosts.workers("a") == {}
 
     stopped = next(iter(before.values()))
@@ -151,6 +142,6 @@ def test_a_second_controller_on_a_host_doubles_nothing(hosts: Hosts) -> None:
     first.kill()
     first.wait()
 
-    until(lambda: hosts.workers("a").keys() == before.keys(), lambda: hosts.workers("a"))
-    until(lambda: set(hosts.workers("a").values()) == set(hosts.running().values()), hosts.running)
-    until(lambda: not any(map(psutil.pid_exists, before.values())), lambda: before)
+    wait_until(lambda: hosts.workers("a"), lambda workers: workers.keys() == before.keys())
+    wait_until(hosts.running, lambda seen: set(hosts.workers("a").values()) == set(seen.values()))
+    wait_until(lambda: not any(map(psutil.pid_exists, before.values())), told=lambda: before)

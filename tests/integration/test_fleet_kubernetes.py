@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import yaml
 
 from tests.support.cluster import Cluster
 from tests.support.service import RunningService
+from tests.support.waiting import wait_until
 
 MANIFESTS = Path(__file__).parents[2] / "config" / "kubernetes"
 
@@ -61,10 +61,7 @@ def test_replicas_and_pools_follow(service: RunningService, cluster: Cluster) ->
     assert "403" in refused["message"]
 
     cluster.scale(4)  # as somebody does with kubectl
-    deadline = time.monotonic() + 20
-    while cluster.replicas != 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: cluster.replicas == 2)
     down = service.call("/api/v1/workers/scale", {"worker_count": 1})
 
     assert down["status"] == "success", down

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.support.service import RunningService
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -47,13 +48,10 @@ def printed_envelope(text: str) -> dict[str, object]:
 
 def wait_for_processed(service: RunningService, count: int) -> None:
     """Wait for the snapshot, written once a second, to count `count` tasks, and no more."""
-    deadline = time.monotonic() + 10
-    processed = -1
-    while processed < count:
-        assert time.monotonic() < deadline, f"{processed} tasks processed, not {count}"
-        status = service.call("/api/v1/status")
-        processed = status["data"]["statistics"]["tasks_processed"]
-        time.sleep(0.05)
+    processed = wait_until(
+        lambda: service.call("/api/v1/status")["data"]["statistics"]["tasks_processed"],
+        lambda number: number >= count,
+    )
     assert processed == count
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.flower import CeleryProcess, Flower, start_worker, until
+from tests.support.flower import CeleryProcess, Flower, start_worker
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 _APP = "tests.support.flower_app"
 _NAME = "buttons@test"
@@ -48,7 +49,7 @@ def _worker(
     url: str, flower: Flower, log: Path, name: str, *arguments: str
 ) -> Iterator[CeleryProcess]:
     running = start_worker(url, log, name.removesuffix("@test"), *arguments)
-    until(lambda: flower.worker(name), lambda found: "stats" in found)
+    wait_until(lambda: flower.worker(name), lambda found: "stats" in found)
     yield running
     running.stop()
 
@@ -69,7 +70,7 @@ def _hold(flower: Flower, directory: Path, queue: str = "celery") -> str:
     answer = flower.post(
         f"/api/task/async-apply/{_APP}.hold", {"args": [str(directory)], "queue": queue}
     )
-    until((directory / "begun").exists, bool)
+    wait_until((directory / "begun").exists)
     return str(answer.json()["task-id"])
 
 
@@ -79,12 +80,12 @@ def test_pool_grows_and_shrinks(flower: Flower) -> None:
     grown = flower.post(f"/api/worker/pool/grow/{_NAME}", n=2)
 
     assert grown.status_code == 200, grown.text
-    until(lambda: _pool(flower), lambda pids: len(pids) == 4)
+    wait_until(lambda: _pool(flower), lambda pids: len(pids) == 4)
 
     shrunk = flower.post(f"/api/worker/pool/shrink/{_NAME}", n=2)
 
     assert shrunk.status_code == 200, shrunk.text
-    until(lambda: _pool(flower), lambda pids: len(pids) == 2)
+    wait_until(lambda: _pool(flower), lambda pids: len(pids) == 2)
 
 
 @pytest.mark.usefixtures("worker")
@@ -95,13 +96,13 @@ def test_pool_restarts(flower: Flower, tmp_path: Path) -> None:
     answer = flower.post(f"/api/worker/pool/restart/{_NAME}")
 
     assert answer.status_code == 200, answer.text
-    until(lambda: _pool(flower), lambda pids: len(pids) == 2 and set(pids) != set(before))
+    wait_until(lambda: _pool(flower), lambda pids: len(pids) == 2 and set(pids) != set(before))
     held = [_hold(flower, tmp_path / str(number)) for number in range(2)]
     for number in range(2):
         (tmp_path / str(number) / "go").touch()
     for task_id in held:
         flower.wait_for(task_id, "SUCCESS")
-    until(lambda: _pool(flower), lambda pids: len(pids) == 2 and not set(pids) & set(before))
+    wait_until(lambda: _pool(flower), lambda pids: len(pids) == 2 and not set(pids) & set(before))
 
 
 @pytest.mark.usefixtures("worker")
@@ -119,12 +120,12 @@ def test_autoscale_changes_the_pool_of_a_worker_that_has_it(
     """A worker started with --autoscale takes new bounds."""
     running = start_worker(url, tmp_path / "log", "scaled", "--autoscale=2,1", "-Q", "own")
     try:
-        until(lambda: flower.worker("scaled@test"), bool)
+        wait_until(lambda: flower.worker("scaled@test"))
 
         answer = flower.post("/api/worker/pool/autoscale/scaled@test", min=3, max=4)
 
         assert answer.status_code == 200, answer.text
-        until(lambda: _pool(flower, "scaled@test"), lambda pids: len(pids) >= 3)
+        wait_until(lambda: _pool(flower, "scaled@test"), lambda pids: len(pids) >= 3)
     finally:
         running.stop()
 
@@ -134,7 +135,7 @@ def test_consumer_is_added_and_cancelled(flower: Flower) -> None:
     """The worker runs what comes to an added queue, and no longer what comes after cancelling."""
     added = flower.post(f"/api/worker/queue/add-consumer/{_NAME}", queue="extra")
     assert added.status_code == 200, added.text
-    until(lambda: _queues(flower), lambda queues: "extra" in queues)
+    wait_until(lambda: _queues(flower), lambda queues: "extra" in queues)
     send = f"/api/task/async-apply/{_APP}.add"
     first = flower.post(send, {"args": [1, 1], "queue": "extra"}).json()["task-id"]
     flower.wait_for(first, "SUCCESS")
@@ -142,7 +143,7 @@ def test_consumer_is_added_and_cancelled(flower: Flower) -> None:
     cancelled = flower.post(f"/api/worker/queue/cancel-consumer/{_NAME}", queue="extra")
 
     assert cancelled.status_code == 200, cancelled.text
-    until(lambda: _queues(flower), lambda queues: "extra" not in queues)
+    wait_until(lambda: _queues(flower), lambda queues: "extra" not in queues)
     second = flower.post(send, {"args": [1, 1], "queue": "extra"}).json()["task-id"]
     flower.wait_for(second, "PENDING")
     third = flower.post(send, {"args": [1, 1]}).json()["task-id"]

@@ -14,7 +14,7 @@ from bridge.flower.feed import EventFeed, Position, StoredEvent
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.nats import NatsServer
-from tests.support.recovery import wait_until
+from tests.support.waiting import wait_until
 
 _EVERYTHING = 1_000_000
 

@@ -11,8 +11,9 @@ import pytest
 
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions
-from tests.support.flower import CeleryProcess, Flower, start_worker, until
+from tests.support.flower import CeleryProcess, Flower, start_worker
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def flower(
     url: str, worker: CeleryProcess, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Flower]:
     running = Flower(url, tmp_path_factory.mktemp("flower") / "flower.log")
-    until(lambda: running.worker("pages@test"), lambda found: "active_queues" in found)
+    wait_until(lambda: running.worker("pages@test"), lambda found: "active_queues" in found)
     yield running
     running.stop()
 
@@ -61,7 +62,7 @@ def test_broker_counts_what_waits_and_what_runs(flower: Flower, tmp_path: Path) 
         directory.mkdir()
         begun.append(directory / "begun")
         _send(flower, "hold", str(directory), queue="other")
-    until(lambda: [mark.exists() for mark in begun], all)
+    wait_until(lambda: [mark.exists() for mark in begun], all)
     waiting = [_send(flower, "add", 1, 1, queue="other") for _ in range(3)]
 
     queue = _queues(flower)["other"]
@@ -77,7 +78,7 @@ def test_broker_counts_what_waits_and_what_runs(flower: Flower, tmp_path: Path) 
         mark.with_name("go").touch()
     for task_id in waiting:
         flower.wait_for(task_id, "SUCCESS")
-    until(lambda: _queues(flower)["other"]["messages"], lambda count: count == 0)
+    wait_until(lambda: _queues(flower)["other"]["messages"], lambda count: count == 0)
 
 
 def test_broker_page_lists_queues(flower: Flower) -> None:
@@ -258,7 +259,7 @@ def test_flower_catches_up_after_the_server_was_away(
         assert flower.get("/broker").status_code == 200
 
         nats_server.start()
-        second = until(lambda: _try_send(flower), bool)
+        second = wait_until(lambda: _try_send(flower))
 
         flower.wait_for(second, "SUCCESS")
         assert flower.task(first)["state"] == "SUCCESS"
@@ -279,7 +280,7 @@ def test_secret_of_the_url_is_shown_nowhere(tmp_path: Path, login: str, user: st
     try:
         started.append(start_worker(url, tmp_path / "worker.log", "secret"))
         started.append(flower := Flower(url, tmp_path / "flower.log"))
-        until(lambda: flower.worker("secret@test"), lambda found: "stats" in found)
+        wait_until(lambda: flower.worker("secret@test"), lambda found: "stats" in found)
         paths = ("/broker", "/workers", "/worker/secret@test", "/api/workers")
         shown = [flower.get(path).text for path in paths]
     finally:

@@ -24,9 +24,9 @@ from tests.support.recovery import (
     PATIENCE_SECONDS,
     Notebook,
     consumer_counts,
-    wait_until,
     worker_on,
 )
+from tests.support.waiting import wait_until
 
 #: Short, so that a delivery that nobody keeps comes back while its task still runs ...
 SHORT_ACK_WAIT = 3.0

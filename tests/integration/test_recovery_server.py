@@ -10,7 +10,8 @@ import pytest
 from celery import Celery
 
 from tests.support.nats import NatsServer
-from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, wait_until, worker_on
+from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, worker_on
+from tests.support.waiting import wait_until
 
 #: Longer than each of a worker's time limits for one server: 4 s to connect, 5 s for an answer.
 #: Its waits between two tries no longer grow by then, so half a minute finds it no other.

@@ -18,7 +18,8 @@ from celery import Celery
 from celery.exceptions import WorkerLostError
 
 from tests.support.nats import NatsServer
-from tests.support.recovery import PATIENCE_SECONDS, Notebook, wait_until, worker_on
+from tests.support.recovery import PATIENCE_SECONDS, Notebook, worker_on
+from tests.support.waiting import wait_until
 
 SLOW_APP = "tests.support.slow_app"
 #: Nothing here may wait for it.

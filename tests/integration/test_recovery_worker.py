@@ -21,10 +21,10 @@ from tests.support.recovery import (
     IN_FLIGHT,
     PATIENCE_SECONDS,
     Notebook,
-    wait_until,
     worker_on,
 )
 from tests.support.slow_app import SLOW_START_VARIABLE
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("children_too", [True, False], ids=["whole", "parent"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from bridge.control import Control
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 from tests.support.resize_app import LINE_BYTES, record, submit
+from tests.support.waiting import wait_until
 
 TASKS = int(os.environ.get("RESIZE_TASKS", "2000"))
 MOST_CHILDREN = 8
@@ -36,10 +36,8 @@ class Ran:
 
     def wait(self, count: int) -> None:
         """Wait until `count` tasks ran."""
-        deadline = time.monotonic() + 20 + TASKS * SECONDS_PER_TASK
-        while self.count() < count:
-            assert time.monotonic() < deadline, f"{self.count()} of {count} tasks ran"
-            time.sleep(0.005)
+        timeout = 20 + TASKS * SECONDS_PER_TASK
+        wait_until(self.count, lambda ran: ran >= count, timeout=timeout)
 
     def numbers(self) -> list[int]:
         """Return the numbers of the tasks that ran, in order."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from bridge.control import Control
@@ -14,16 +12,10 @@ from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.celery_worker import CeleryWorker, answers
 from tests.support.nats import NatsServer
 from tests.support.resize_app import record, submit
+from tests.support.waiting import wait_until
 
 #: Well below the 30 s that a child waits for a parent that does not listen.
 STOP_SECONDS = 15.0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def stored_messages(url: str) -> int:
@@ -53,10 +45,10 @@ def test_task_in_the_pipe_is_run_and_acknowledged(nats_server: NatsServer, tmp_p
         (child,) = control.stats(worker.hostname)["pool"]["processes"]
         os.kill(child, signal.SIGSTOP)
         submit(nats_server.url, record, [1])
-        until(lambda: control.stats(worker.hostname)["pool"]["writes"]["total"] == 1)
+        wait_until(lambda: control.stats(worker.hostname)["pool"]["writes"]["total"] == 1)
 
         worker.terminate()
-        until(lambda: not answers(control, worker.hostname))
+        wait_until(lambda: not answers(control, worker.hostname))
         os.kill(child, signal.SIGCONT)
 
         assert worker.wait(STOP_SECONDS) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from bridge.control import Control, Resized
 from tests.support.celery_worker import CeleryWorker, answers
 from tests.support.nats import NatsServer
 from tests.support.resize_app import hold, submit
+from tests.support.waiting import wait_until
 
 PREFETCH_MULTIPLIER = 4
 
@@ -44,7 +44,7 @@ class Bench:
     def await_answer(self) -> None:
         """Wait until the worker answers commands."""
         impatient = Control(self.server.url, timeout=0.5)
-        until(lambda: answers(impatient, self.worker.hostname))
+        wait_until(lambda: answers(impatient, self.worker.hostname))
 
     def resize(self, target: int) -> Resized:
         return self.control.resize(self.worker.hostname, target)
@@ -66,12 +66,12 @@ class Bench:
             return len(pool["processes"]) == pool["writes"]["inqueues"]["total"] == count
 
         # Celery itself looks at its children every 5 s.
-        until(there, seconds=4)
+        wait_until(there, timeout=4)
 
     def hold(self, *numbers: int, running: int) -> None:
         """Send tasks that run until the gate opens; wait until `running` of them do."""
         submit(self.server.url, hold, numbers, gate=str(self.gate))
-        until(lambda: len(self.inspect("active")) == running)
+        wait_until(lambda: len(self.inspect("active")) == running)
 
     def numbers(self) -> list[int]:
         return sorted(map(int, self.ran.read_text().split()))
@@ -79,14 +79,6 @@ class Bench:
     def close(self) -> None:
         self.gate.touch()
         self.worker.kill()
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for what a worker does by itself."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +100,7 @@ def bench(shared_bench: Bench) -> Iterator[Bench]:
     shared_bench.await_children(2)
     yield shared_bench
     shared_bench.gate.touch()
-    until(lambda: not shared_bench.inspect("active") and not shared_bench.inspect("reserved"))
+    wait_until(lambda: not shared_bench.inspect("active") and not shared_bench.inspect("reserved"))
 
 
 @pytest.fixture
@@ -179,8 +171,8 @@ def test_waiting_task_can_be_cancelled_after_growth(bench: Bench) -> None:
     bench.control.ask(bench.worker.hostname, "revoke", task_id=waiting["id"])
     bench.gate.touch()
 
-    until(lambda: len(bench.numbers()) == 3)
-    until(lambda: not bench.inspect("active") and not bench.inspect("reserved"))
+    wait_until(lambda: len(bench.numbers()) == 3)
+    wait_until(lambda: not bench.inspect("active") and not bench.inspect("reserved"))
     assert waiting["args"][0] not in bench.numbers()
     assert len(bench.numbers()) == 3
 
@@ -209,7 +201,7 @@ def test_greenlets_are_resized(start: Callable[[str], Bench]) -> None:
     assert bench.resize(1) == Resized(before=4, after=4, target=1, pending_shrink=3)
     bench.gate.touch()
 
-    until(lambda: bench.numbers() == [1, 2, 3, 4, 5])
+    wait_until(lambda: bench.numbers() == [1, 2, 3, 4, 5])
     assert bench.stats()["pool_resize"] == {"serving": 1, "pending_shrink": 0}
 
 

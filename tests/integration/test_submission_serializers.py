@@ -17,6 +17,7 @@ from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 from tests.support.submission import Room
+from tests.support.waiting import wait_until
 from tests.support.web import WebProcess
 
 APP = "tests.support.serializer_app"
@@ -66,14 +67,11 @@ def _submit(web: WebProcess, task_type: str, key: str = "", **fields: Any) -> di
     """Submit once the front has heard of the worker."""
     headers = {"Idempotency-Key": key} if key else {}
     body = {"task_type": task_type, **fields}
-    deadline = time.monotonic() + _LONG_SECONDS
-    while True:
-        response = web.client.post("/api/v1/tasks/submit", json=body, headers=headers)
-        if response.status_code == 200:
-            data: dict[str, Any] = response.json()["data"]
-            return data
-        assert time.monotonic() < deadline, response.text
-        time.sleep(0.02)
+    accepted = wait_until(
+        lambda: web.client.post("/api/v1/tasks/submit", json=body, headers=headers).json(),
+        lambda answer: answer["status"] == "success",
+    )
+    return dict(accepted["data"])
 
 
 def _wait(web: WebProcess, task_id: str) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from kombu import Connection, Exchange, Producer, Queue
 
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
-from tests.support.recovery import wait_until
-
-WAIT_SECONDS = 10.0
+from tests.support.waiting import wait_until
 
 
 def auto_delete(name: str, exchange: Exchange | None = None, **options: object) -> Queue:
@@ -123,7 +121,7 @@ def test_messages_wait_no_longer_than_their_queue_allows(connect: Connect, name:
     bound = queue.bind(connect().channel())
     assert bound.queue_declare(passive=True).message_count == 2
 
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0)
 
 
 def test_scheduled_tasks_wait_no_longer_than_their_queue_allows(
@@ -138,9 +136,9 @@ def test_scheduled_tasks_wait_no_longer_than_their_queue_allows(
         producer.publish("due", routing_key=name, declare=[queue], headers={**headers, "eta": eta})
     bound = queue.bind(connection.channel())
     assert bound.queue_declare(passive=True).message_count == 0
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 1, WAIT_SECONDS)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 1)
 
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0)
 
 
 def test_queue_nobody_uses_expires(connect: Connect, name: str) -> None:
@@ -152,7 +150,7 @@ def test_queue_nobody_uses_expires(connect: Connect, name: str) -> None:
     inbox = Inbox(connect(), used)
     inbox.assert_quiet()
 
-    wait_until(lambda: not is_there(connection, unused), WAIT_SECONDS)
+    wait_until(lambda: not is_there(connection, unused))
 
     assert is_there(connection, used)
     inbox.close()
@@ -167,7 +165,7 @@ def test_arguments_of_the_first_declaration_stay(connect: Connect, name: str) ->
     bound = Queue(name).bind(connect().channel())
     with connect().channel() as channel:
         Producer(channel).publish("gone", routing_key=name)
-    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0, WAIT_SECONDS)
+    wait_until(lambda: bound.queue_declare(passive=True).message_count == 0)
 
 
 def test_arguments_without_effect_are_named(

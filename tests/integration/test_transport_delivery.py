@@ -9,6 +9,7 @@ from kombu import Connection, Queue
 
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox, send
+from tests.support.waiting import wait_until
 
 
 def waiting(connection: Connection, queue: Queue) -> int:
@@ -256,9 +257,7 @@ def test_expired_messages_are_not_delivered(connect: Connect, name: str) -> None
     send(connection, queue, "long", expiration=3600)
     send(connection, queue, "stays")
 
-    deadline = time.monotonic() + 10
-    while waiting(connection, queue) > 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: waiting(connection, queue) <= 2)
 
     inbox = Inbox(connect(), queue)
     inbox.wait(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +15,7 @@ from tests.support.inbox import Inbox
 from tests.support.nats import NatsServer
 from tests.support.proxy import Proxy
 from tests.support.recovery import consumer_counts
+from tests.support.waiting import wait_until
 
 #: So long that nothing here waits for it, but where it is to run out.
 LONG = {"ack_wait": 60}
@@ -112,9 +112,7 @@ def test_nothing_is_given_back_that_may_be_somebody_elses(
     proxy.reset()
     see_it_broken(connection)
     other = Queue(name, channel=connect(nats_server.url, transport_options=SHORT).channel())
-    deadline = time.monotonic() + 10
-    while (message := other.get()) is None:
-        assert time.monotonic() < deadline
+    message = wait_until(other.get)
 
     again = Inbox(connect(proxy.url, transport_options=SHORT), Queue(name))
 

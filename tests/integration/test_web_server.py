@@ -20,6 +20,7 @@ import pytest
 from bridge.records import SNAPSHOT_KEY, ActiveTask, Snapshot, TaskFigures, WorkerState
 from tests.support.nats import NatsServer
 from tests.support.submission import Room
+from tests.support.waiting import wait_until
 from tests.support.web import WebProcess
 from web.auth import generate
 
@@ -172,10 +173,10 @@ def test_status_follows_the_snapshot(shared_web: WebProcess, shared_room: Room) 
         figures=TaskFigures(tasks_processed=7, tasks_failed=2, average_duration_seconds=0.5),
     )
     shared_room.bucket("status").put(SNAPSHOT_KEY, msgspec.json.encode(snapshot))
-    deadline = time.monotonic() + _LONG_SECONDS
-    status = {}
-    while status.get("status") != "running" and time.monotonic() < deadline:
-        status = shared_web.client.get("/api/v1/status").json()["data"]
+    status = wait_until(
+        lambda: shared_web.client.get("/api/v1/status").json()["data"],
+        lambda data: data["status"] == "running",
+    )
 
     assert {"total_workers": 1, "running_workers": 1, "total_max_concurrent": 4}.items() <= (
         status["worker_summary"].items()
@@ -204,9 +205,10 @@ def test_outage_is_told_and_overcome(web: WebProcess, nats_server: NatsServer) -
     assert web.client.get("/api/v1/status").json()["data"]["status"] == "degraded"
 
     nats_server.start()
-    deadline = time.monotonic() + _LONG_SECONDS
-    while web.client.post(SUBMIT, json=HELLO).status_code != 200:
-        assert time.monotonic() < deadline, "".join(web.log)
+    wait_until(
+        lambda: web.client.post(SUBMIT, json=HELLO).status_code == 200,
+        told=lambda: "".join(web.log),
+    )
 
 
 @pytest.mark.parametrize(
@@ -264,9 +266,10 @@ def test_killed_worker_process_is_replaced(web: WebProcess) -> None:
     """When a process of the front end dies another takes its place and serves."""
     before = {process.pid for process in web.workers()}
     os.kill(min(before), signal.SIGKILL)
-    deadline = time.monotonic() + _LONG_SECONDS
-    while len(alive := {p.pid for p in web.workers()} - {min(before)}) < len(before):
-        assert time.monotonic() < deadline
+    alive = wait_until(
+        lambda: {process.pid for process in web.workers()} - {min(before)},
+        lambda pids: len(pids) >= len(before),
+    )
     _await_ready(web)
 
     assert len(alive) == len(before)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +11,7 @@ from bridge.errors import NatsConnectionError
 from bridge.names import Names
 from bridge.wire import Bucket, Connection, JetStream, JetStreamError, KeyExists, PubAck
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 from tests.support.wire import PATIENCE_SECONDS, connected
 
 
@@ -37,15 +37,6 @@ def js(connection: Connection, names: Names) -> JetStream:
 @pytest.fixture
 def bucket(js: JetStream, names: Names) -> Bucket:
     return Bucket(js, names.bucket("tasks"))
-
-
-def gone(bucket: Bucket, key: str) -> bool:
-    """Wait until a key has expired; the server gives no sign when it does."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while bucket.get(key) is not None:
-        if time.monotonic() > deadline:
-            return False
-    return True
 
 
 def test_value_is_overwritten_and_deleted(bucket: Bucket) -> None:
@@ -97,7 +88,7 @@ def test_value_expires_by_its_own_time(bucket: Bucket) -> None:
     bucket.put("long", b"x", ttl_seconds=3600)
     assert bucket.get("short") == b"x"
 
-    assert gone(bucket, "short")
+    wait_until(lambda: bucket.get("short") is None)
     assert bucket.items() == {"long": b"x"}
     bucket.create("short", b"y")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 VHOST = "scheduled"
 
@@ -38,10 +38,7 @@ def app(request: pytest.FixtureRequest, url: str, tmp_path: Path) -> Iterator[Ce
 
 def _scheduled(app: Celery) -> dict[str, Any]:
     """Ask until there is an answer: on gevent a worker listens a moment after it consumes."""
-    deadline = time.monotonic() + 20
-    while not (answer := app.control.inspect(timeout=2, limit=1).scheduled()):
-        assert time.monotonic() < deadline, "no answer"
-    return dict(answer)
+    return dict(wait_until(app.control.inspect(timeout=2, limit=1).scheduled))
 
 
 def test_scheduled_shows_tasks_that_wait_in_the_server(app: Celery, url: str) -> None:

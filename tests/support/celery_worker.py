@@ -17,6 +17,7 @@ from bridge.errors import WorkerSilent
 from bridge.names import Names, escape
 from bridge.wire import Connection, ConnectOptions, Message
 from bridge.wire.jetstream import is_gone
+from tests.support.waiting import wait_until
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
@@ -116,12 +117,11 @@ class CeleryWorker:
             except TimeoutError:
                 continue
 
-    def wait_for_log(self, text: str, timeout: float = 20.0) -> None:
+    def wait_for_log(self, text: str) -> None:
         """Wait until the worker has said `text`."""
-        deadline = time.monotonic() + timeout
-        while text not in self.output:
-            assert time.monotonic() < deadline, f"no {text!r} in:\n{self.output[-4000:]}"
-            time.sleep(0.02)
+        wait_until(
+            lambda: text in self.output, told=lambda: f"no {text!r} in:\n{self.output[-4000:]}"
+        )
 
     def terminate(self) -> None:
         """Ask for a warm shutdown and do not wait for it."""

@@ -6,28 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
 
 from tests.support.service import free_ports
+from tests.support.waiting import wait_until
 
-_READY_SECONDS = 30.0
 APP = "tests.support.flower_app"
-T = TypeVar("T")
-
-
-def until(ask: Callable[[], T], wanted: Callable[[T], Any], seconds: float = _READY_SECONDS) -> T:
-    """Ask until the answer is as wanted, and return it: Flower learns of things by events."""
-    deadline = time.monotonic() + seconds
-    while not wanted(answer := ask()):
-        assert time.monotonic() < deadline, f"still {answer!r}"
-        time.sleep(0.02)
-    return answer
 
 
 class CeleryProcess:
@@ -46,7 +34,7 @@ class CeleryProcess:
 
     def wait_for_log(self, text: str) -> None:
         """Return when the log holds `text`."""
-        until(self.log.read_text, lambda log: text in log or self.process.poll() is not None)
+        wait_until(self.log.read_text, lambda log: text in log or self.process.poll() is not None)
         assert text in self.log.read_text(), self.log.read_text()[-4000:]
 
     def stop(self) -> None:
@@ -82,7 +70,7 @@ class Flower(CeleryProcess):
             *("flower", "--address=127.0.0.1", f"--port={self.port}", *arguments),
             FLOWER_UNAUTHENTICATED_API="true",
         )
-        until(self._answers, bool)
+        wait_until(self._answers)
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
@@ -110,4 +98,4 @@ class Flower(CeleryProcess):
 
     def wait_for(self, task_id: str, state: str) -> dict[str, Any]:
         """Return what Flower knows of a task once it is in `state`."""
-        return until(lambda: self.task(task_id), lambda task: task.get("state") == state)
+        return wait_until(lambda: self.task(task_id), lambda task: task.get("state") == state)

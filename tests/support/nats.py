@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO
 import psutil
 
 from bridge.server import ServerConfig, find_binary
+from tests.support.waiting import wait_until
 
 _LISTENING = re.compile(r"Listening for client connections on .*:(\d+)")
 _STOP_TIMEOUT_SECONDS = 10.0
@@ -110,12 +110,12 @@ class NatsServer:
         os.kill(self.pid, signal.SIGSTOP)
         try:
             # The signal reaches its threads one by one, and each may still answer a request.
-            deadline = time.monotonic() + _STOP_TIMEOUT_SECONDS
-            while not all(
-                psutil.Process(thread.id).status() == psutil.STATUS_STOPPED
-                for thread in psutil.Process(self.pid).threads()
-            ):
-                assert time.monotonic() < deadline, "the server did not stand still"
+            wait_until(
+                lambda: all(
+                    psutil.Process(thread.id).status() == psutil.STATUS_STOPPED
+                    for thread in psutil.Process(self.pid).threads()
+                )
+            )
             yield
         finally:
             os.kill(self.pid, signal.SIGCONT)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from celery.result import AsyncResult
 from kombu import Connection
 
 from tests.support.celery_worker import CeleryWorker
+from tests.support.waiting import wait_until
 
 #: The promise: so soon after its server is back a worker consumes again.
 BACK_SECONDS = 5.0
@@ -23,14 +23,6 @@ PATIENCE_SECONDS = 30.0
 CONCURRENCY = 2
 #: Tasks one worker holds at most: prefetch 2 for each process.
 IN_FLIGHT = 2 * CONCURRENCY
-
-
-def wait_until(condition: Callable[[], object], timeout: float = PATIENCE_SECONDS) -> None:
-    """Wait for a condition that another process brings about."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.02)
 
 
 @contextmanager
@@ -88,7 +80,7 @@ class Notebook:
 
     def wait_for(self, line: str) -> None:
         """Wait until a task has written `line`."""
-        wait_until(lambda: line in self.lines)
+        wait_until(lambda: line in self.lines, told=lambda: f"no {line!r} in {self.lines}")
 
     def assert_none_lost(self, again_at_most: int) -> None:
         """Every task sent has ended; no more than so many were started a second time."""

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from tests.support.waiting import wait_until
+
 _READY_SECONDS = 60.0
 
 
@@ -92,20 +94,17 @@ class RunningService:
 
     def wait_for_workers(self, count: int) -> None:
         """Wait until so many run: the service is ready once the first of them is."""
-        deadline = time.monotonic() + _READY_SECONDS
-        while True:
-            summary = self.call("/api/v1/status")["data"]["worker_summary"]
-            if summary["running_workers"] == count:
-                return
-            assert time.monotonic() < deadline, summary
-            time.sleep(0.1)
+        wait_until(
+            lambda: self.call("/api/v1/status")["data"]["worker_summary"],
+            lambda summary: summary["running_workers"] == count,
+        )
 
     def wait_for_log(self, text: str) -> None:
         """Wait until a log line holds `text`."""
-        deadline = time.monotonic() + _READY_SECONDS
-        while text not in self.log.read_text():
-            assert time.monotonic() < deadline, f"no {text!r} in the log"
-            time.sleep(0.02)
+        wait_until(
+            lambda: text in self.log.read_text(),
+            told=lambda: f"no {text!r} in:\n{self.log.read_text()[-4000:]}",
+        )
 
     def processes(self) -> list[psutil.Process]:
         """Return `up` and everything below it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -17,6 +16,7 @@ from bridge.submission.lookup import TaskLookup
 from bridge.submission.registry import LiveWorker, TaskTypes
 from bridge.submission.submit import Submitter
 from bridge.wire import Bucket, Connection, ConnectionPool, ConnectOptions, JetStream, Message
+from tests.support.waiting import wait_until
 
 QUEUE = "celery"
 TASK_TYPE = TaskType(
@@ -72,12 +72,7 @@ class Room:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.pool.close()
         self.connection.close()
 
@@ -116,13 +111,8 @@ class Room:
         self.bucket("results").put(result_key(task_id), value, ttl_seconds)
 
     def wait_until_result_expires(self, task_id: str) -> None:
-        """Return when the server tells that it dropped the result."""
-        gone: list[Message] = []
-        bucket = self.bucket("results")
-        sid = self.connection.subscribe(bucket.change_subject(result_key(task_id)), gone.append)
-        while bucket.get(result_key(task_id)) is not None and not gone:
-            self.connection.drain(10)
-        self.connection.unsubscribe(sid)
+        """Return when the server has dropped the result."""
+        wait_until(lambda: self.bucket("results").get(result_key(task_id)) is None)
 
     def tombstone(self, task_id: str) -> bytes | None:
         return self.bucket("revoked").get(escape(task_id))

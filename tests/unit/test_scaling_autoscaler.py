@@ -13,6 +13,7 @@ import pytest
 from bridge.errors import NatsConnectionError
 from bridge.records import QueueState, ScalingDecision, ScalingState
 from bridge.scaling import Autoscaler, Limits, NotLeading, Reading, Size
+from tests.support.waiting import wait_until_async
 
 LIMITS = Limits(min_workers=1, max_workers=10, max_concurrent=5)
 PERIOD_SECONDS = 0.01
@@ -108,18 +109,12 @@ class Bench:
             await running
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(PERIOD_SECONDS)
-
-
 async def test_backlog_is_applied_and_told() -> None:
     """A long backlog leads to one change, stored with the figures that led to it."""
     bench = Bench()
     bench.waiting(500)
     async with bench.running():
-        await until(lambda: bool(bench.decided))
+        await wait_until_async(lambda: bench.decided)
 
     assert bench.applied == [Size(3, 1), Size(10, 5)]
     [decided] = bench.decided
@@ -136,10 +131,10 @@ async def test_old_reading_is_no_news_and_then_blindness() -> None:
     same = reading(1.0, 0)
     bench.seen = lambda: same
     async with bench.running():
-        await until(lambda: bench.scaler.state.blind_reason is not None)
+        await wait_until_async(lambda: bench.scaler.state.blind_reason is not None)
         assert bench.states[0].blind_reason == "no current figures"
         bench.waiting(500)
-        await until(lambda: bool(bench.decided))
+        await wait_until_async(lambda: bench.decided)
 
     assert bench.states[0].blind_reason is None
     assert bench.applied == [Size(3, 1), Size(10, 5)]
@@ -154,7 +149,7 @@ async def test_what_cannot_be_applied_is_decided_again() -> None:
         await asyncio.sleep(5 * PERIOD_SECONDS)
         assert bench.decided == []
         bench.fault = None
-        await until(lambda: bool(bench.decided))
+        await wait_until_async(lambda: bench.decided)
 
     assert bench.applied[-1] == Size(10, 5)
 
@@ -166,11 +161,11 @@ async def test_manual_size_holds_and_leaves_the_other_gear() -> None:
     await bench.scaler.scale(workers=5)
     assert bench.applied[-1] == Size(5, 1)
     async with bench.running():
-        await until(lambda: bench.scaler.size == Size(5, 5))
+        await wait_until_async(lambda: bench.scaler.size == Size(5, 5))
         state = bench.scaler.state
         assert (state.mode, state.pinned_workers, state.pinned_concurrency) == ("manual", 5, None)
         await bench.scaler.automatic()
-        await until(lambda: bench.scaler.size == Size(10, 5))
+        await wait_until_async(lambda: bench.scaler.size == Size(10, 5))
 
     assert [decided.direction for decided in bench.decided] == ["manual", "up", "manual", "up"]
 
@@ -181,7 +176,7 @@ async def test_manual_hold_ends_by_itself() -> None:
     bench.waiting(500)
     await bench.scaler.scale(workers=2, concurrency=1, hold_seconds=0.2)
     async with bench.running():
-        await until(lambda: bench.scaler.size == Size(10, 5))
+        await wait_until_async(lambda: bench.scaler.size == Size(10, 5))
 
     assert [decided.reason for decided in bench.decided[1:2]] == ["the manual hold is over"]
     assert bench.scaler.state.manual_until_epoch is None
@@ -226,7 +221,7 @@ async def test_successor_goes_on_where_the_leader_was() -> None:
     second = Bench(stored=first.states[0])
     second.waiting(0)
     async with second.running():
-        await until(lambda: bool(second.states))
+        await wait_until_async(lambda: second.states)
 
     assert second.applied[0] == Size(4, 1)
     assert second.scaler.state.pinned_workers == 4
@@ -242,7 +237,7 @@ async def test_without_automatic_the_size_stays() -> None:
         assert bench.applied == [Size(3, 1)]
         assert bench.scaler.state.mode == "fixed"
         await bench.scaler.automatic()
-        await until(lambda: bench.scaler.size == Size(10, 5))
+        await wait_until_async(lambda: bench.scaler.size == Size(10, 5))
 
 
 async def test_idle_fleet_is_left_with_the_least_workers() -> None:
@@ -250,7 +245,7 @@ async def test_idle_fleet_is_left_with_the_least_workers() -> None:
     bench = Bench()
     bench.idle()
     async with bench.running():
-        await until(lambda: bench.scaler.size == Size(1, 1))
+        await wait_until_async(lambda: bench.scaler.size == Size(1, 1))
 
     assert bench.applied == [Size(3, 1), Size(1, 1)]
     assert [decided.direction for decided in bench.decided] == ["down"]
@@ -264,7 +259,7 @@ async def test_start_size_holds_for_its_time() -> None:
         await asyncio.sleep(20 * PERIOD_SECONDS)
         assert bench.scaler.size == Size(3, 1)
         await bench.scaler.automatic()
-        await until(lambda: bench.scaler.size == Size(1, 1))
+        await wait_until_async(lambda: bench.scaler.size == Size(1, 1))
 
 
 async def test_start_size_holds_no_growth_back() -> None:
@@ -272,9 +267,9 @@ async def test_start_size_holds_no_growth_back() -> None:
     bench = Bench(start_hold_seconds=0.5)
     bench.waiting(500)
     async with bench.running():
-        await until(lambda: bench.scaler.size == Size(10, 5))
+        await wait_until_async(lambda: bench.scaler.size == Size(10, 5))
         bench.idle()
-        await until(lambda: bench.scaler.size == Size(1, 1))
+        await wait_until_async(lambda: bench.scaler.size == Size(1, 1))
 
 
 async def test_restart_begins_with_the_start_size() -> None:
@@ -283,11 +278,11 @@ async def test_restart_begins_with_the_start_size() -> None:
     bench = Bench(stored=idle)
     bench.idle()
     async with bench.running():
-        await until(lambda: bench.scaler.size == Size(1, 1))
+        await wait_until_async(lambda: bench.scaler.size == Size(1, 1))
         bench.leads = False
         await asyncio.sleep(5 * PERIOD_SECONDS)
         bench.leads = True
-        await until(lambda: len(bench.applied) == 3)
+        await wait_until_async(lambda: len(bench.applied) == 3)
 
     assert bench.applied == [Size(3, 1), Size(1, 1), Size(1, 1)]
 
@@ -297,6 +292,6 @@ async def test_restart_keeps_a_larger_size() -> None:
     bench = Bench(stored=ScalingState(mode="auto", workers=8, concurrency=5))
     bench.idle()
     async with bench.running():
-        await until(lambda: bool(bench.applied))
+        await wait_until_async(lambda: bench.applied)
 
     assert bench.applied[0] == Size(8, 5)

@@ -13,6 +13,7 @@ from bridge.errors import NatsConnectionError, NatsTimeout
 from bridge.submission.deadline import Deadline
 from bridge.submission.outbox import Outbox
 from bridge.wire import Message
+from tests.support.waiting import wait_until
 
 _PATIENCE_SECONDS = 10.0
 
@@ -68,9 +69,7 @@ class Caller(threading.Thread):
 def _queued(outbox: Outbox, subject: str, behind: int) -> Caller:
     """Start a caller and return once it waits behind `behind` others."""
     caller = Caller(outbox, subject)
-    arrived = threading.Event()
-    while len(outbox._waiting) <= behind:
-        arrived.wait(0.001)
+    wait_until(lambda: len(outbox._waiting) > behind)
     return caller
 
 
