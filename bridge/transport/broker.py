@@ -80,7 +80,7 @@ class BrokerConnection:
         #: stored queues that are known to exist
         self.stored_queues: dict[str, QueueArguments] = {}
         self.channels: list[Channel] = []
-        self.keeper = Keeper(self.wire, self._unacked, ack_wait)
+        self.keeper = Keeper(self.wire, self._unacked, self._keep_over_another, ack_wait)
         self._ready: list[tuple[int, int, Callable[[], None]]] = []
         self._arrivals = 0
         self._loop: Any = None
@@ -125,6 +125,9 @@ class BrokerConnection:
         yield from self.held()
         if self._leftovers is not None:
             yield from self._leftovers.answer(self)
+
+    def _keep_over_another(self) -> bool:
+        return self._leftovers is not None and self._leftovers.keep_over_another(self)
 
     def start_consuming(self) -> None:
         """Answer for what earlier connections of this process held; show signs of life."""

@@ -2,7 +2,9 @@
 
 A thread of its own, since a blocked worker (solo pool, long callback) must not lose its lease.
 JetStream gives a delivery to somebody else `ack_wait` after the last sign of life for it, so a
-dead worker's tasks come back in that time and a living one's never.
+dead worker's tasks come back in that time and a living one's never. A blocked worker does not
+connect again either before it is through: what it holds when its connection breaks is kept over
+others meanwhile.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from bridge.errors import NatsConnectionError
+from bridge.errors import BridgeError, NatsConnectionError
 from bridge.wire import Connection
 
 logger = logging.getLogger("nats")
@@ -25,13 +27,22 @@ SILENCE_SECONDS = 10.0
 
 
 class Keeper:
-    """Sends in-progress for everything `unacked()` returns, three times per `ack_wait`."""
+    """Sends in-progress for everything `unacked()` returns, three times per `ack_wait`.
+
+    On a broken connection it calls `keep_over_another` as often, which returns False where nothing
+    is held, until `stop`.
+    """
 
     def __init__(
-        self, connection: Connection, unacked: Callable[[], Iterable[str]], ack_wait_seconds: float
+        self,
+        connection: Connection,
+        unacked: Callable[[], Iterable[str]],
+        keep_over_another: Callable[[], bool],
+        ack_wait_seconds: float,
     ) -> None:
         self._connection = connection
         self._unacked = unacked
+        self._keep_over_another = keep_over_another
         self._ack_wait_seconds = ack_wait_seconds
         self._keep_seconds = ack_wait_seconds / 3
         #: by time.monotonic(): so long everything unacknowledged is certainly ours
@@ -50,18 +61,35 @@ class Keeper:
         self._stopped.set()
 
     def _run(self) -> None:
+        try:
+            self._keep()
+        except NatsConnectionError as error:
+            # The reader of the connection sees the same, once it reads, and reports it to Celery.
+            logger.warning("keeper: %s", error)
+            self._stand_in()
+
+    def _keep(self) -> None:
         interval = min(self._keep_seconds, SILENCE_SECONDS / 2)
         kept_at = time.monotonic()
         self.ours_until = kept_at + self._ack_wait_seconds
         while not self._stopped.wait(interval):
+            before = kept_at
+            if time.monotonic() >= kept_at + self._keep_seconds:
+                kept_at = time.monotonic()
+                self._connection.publish_many((s, IN_PROGRESS, "") for s in self._unacked())
+            if self._connection.check_peer(SILENCE_SECONDS):
+                self.ours_until = before + self._ack_wait_seconds
+
+    def _stand_in(self) -> None:
+        """Keep what is held until its reader has a new connection, or is told to stop."""
+        pause = at_first = self._keep_seconds / 4
+        while not self._stopped.wait(pause):
+            kept_at = time.monotonic()
             try:
-                before = kept_at
-                if time.monotonic() >= kept_at + self._keep_seconds:
-                    kept_at = time.monotonic()
-                    self._connection.publish_many((s, IN_PROGRESS, "") for s in self._unacked())
-                if self._connection.check_peer(SILENCE_SECONDS):
-                    self.ours_until = before + self._ack_wait_seconds
-            except NatsConnectionError as error:
-                # The reader of the connection sees the same and reports it to Celery.
-                logger.warning("keeper stops: %s", error)
-                return
+                if not self._keep_over_another():
+                    return
+            except BridgeError:
+                pause = at_first  # the server may be back, and lead again, any moment
+            else:
+                self.ours_until = kept_at + self._ack_wait_seconds
+                pause = self._keep_seconds

@@ -23,7 +23,8 @@ import time
 from typing import TYPE_CHECKING
 
 from bridge.errors import NatsConnectionError
-from bridge.transport.keeper import NAK
+from bridge.transport.keeper import IN_PROGRESS, NAK
+from bridge.wire import Connection, JetStream
 
 if TYPE_CHECKING:
     from bridge.transport.broker import BrokerConnection
@@ -35,8 +36,10 @@ class Leftovers:
     The first that works answers for all that are broken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: str, created: str) -> None:
         self._pid = os.getpid()
+        self._stream = stream
+        self._created = created
         self._lock = threading.Lock()
         self._connections: list[BrokerConnection] = []
         #: ack subject and verdict of what no connection could send yet
@@ -97,6 +100,27 @@ class Leftovers:
         connection.taken_over = [one for one in broken if one.held()]
         return [subject for one in connection.taken_over for subject in one.held()]
 
+    def keep_over_another(self, broken: BrokerConnection) -> bool:
+        """Keep ours what a broken connection holds while its reader is too busy to have the next.
+
+        False where there is nothing to keep. Raises NatsConnectionError or
+        JetStreamError while no server tells of the stream.
+        """
+        held = broken.held()
+        if not held:
+            return False
+        wire = Connection(broken.wire.options)
+        wire.connect()
+        try:
+            info = JetStream(wire, broken.js.timeout).api(f"STREAM.INFO.{self._stream}")
+            if info["created"] != self._created:
+                return False
+            wire.publish_many((subject, IN_PROGRESS, "") for subject in held)
+            wire.flush()
+        finally:
+            wire.close()
+        return True
+
     def close(self, connection: BrokerConnection) -> None:
         """Give back what is left if `connection`, about to close, is the last that works."""
         with self._lock:
@@ -116,4 +140,4 @@ def leftovers_of(stream: str, created: str) -> Leftovers:
     A stream is known by its time of creation: the one of that name on another server, or made
     anew, has other messages under the same sequences.
     """
-    return _of_streams.setdefault((os.getpid(), stream, created), Leftovers())
+    return _of_streams.setdefault((os.getpid(), stream, created), Leftovers(stream, created))

@@ -94,6 +94,26 @@ def test_running_task_runs_once(
         worker.stop()
 
 
+def test_blocked_worker_keeps_its_task(
+    nats_server: NatsServer, app: Celery, proxy: Proxy, tmp_path: Path
+) -> None:
+    """A solo worker connects again after its task only; meanwhile no idle one gets it too."""
+    notebook = Notebook(app, tmp_path / "ran")
+    environ = {"ACK_WAIT_SECONDS": str(3 * SHORT_ACK_WAIT)}
+    with worker_on(proxy.url, tmp_path, pool="solo", environ=environ) as blocked:
+        result = notebook.send("long", 3 * SHORT_ACK_WAIT + LONG_AFTER_SECONDS)
+        notebook.wait_for("start long")
+        with worker_on(nats_server.url, tmp_path, name="idle", environ=environ) as idle:
+            kill(proxy, nats_server)
+
+            assert result.get(timeout=25) == f"long by {blocked.hostname}"
+            wait_until(lambda: consumer_counts(nats_server.url, "foreign") == (0, 0))
+            assert notebook.lines == ["start long", "end long"]
+            assert LOST in blocked.output
+            idle.stop()
+        blocked.stop()
+
+
 def test_early_acknowledgements_are_not_lost(
     nats_server: NatsServer, app: Celery, proxy: Proxy, tmp_path: Path
 ) -> None:
