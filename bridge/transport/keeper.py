@@ -81,7 +81,7 @@ class Keeper:
                 self.ours_until = before + self._ack_wait_seconds
 
     def _stand_in(self) -> None:
-        """Keep what is held until its reader has a new connection, or is told to stop."""
+        """Keep what is held until `stop`, when its reader has seen that the connection broke."""
         pause = at_first = self._keep_seconds / 4
         while not self._stopped.wait(pause):
             kept_at = time.monotonic()

@@ -162,7 +162,12 @@ class Transport(base.Transport):
         """Channels close themselves; kombu asks this only of virtual transports."""
 
     def drain_events(self, connection: BrokerConnection, timeout: float | None = None) -> None:
-        connection.drain_events(timeout)
+        try:
+            connection.drain_events(timeout)
+        except NatsConnectionError:
+            if not connection.connected:
+                connection.keeper.stop()  # whoever reads may connect again, and knows it now
+            raise
 
     def verify_connection(self, connection: BrokerConnection) -> bool:
         return connection.connected
