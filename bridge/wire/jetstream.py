@@ -14,6 +14,7 @@ from bridge.names import Names
 from bridge.wire.connection import Connection, Outgoing, answered
 from bridge.wire.election import ask
 from bridge.wire.protocol import Message
+from bridge.wire.refusals import MAXIMUM_CONSUMERS, STREAM_NOT_FOUND, with_advice
 
 #: Settings of a stream that must be as we say; an operator may tune all others.
 _REQUIRED = (
@@ -25,7 +26,6 @@ _REQUIRED = (
     "allow_rollup_hdrs",
     "republish",
 )
-_NAME_IN_USE = 10058
 #: JetStream's error for a failed expected-last-sequence check (nats-facts: CAS)
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE_FOUND = 404
@@ -74,7 +74,8 @@ class JetStreamError(BridgeError):
     code = ErrorCode.TASK_SUBMISSION_ERROR
 
     def __init__(self, error: ApiError, subject: str) -> None:
-        super().__init__(f"JetStream refused {subject}: {error.description} ({error.err_code})")
+        said = with_advice(error.description, error.err_code)
+        super().__init__(f"JetStream refused {subject}: {said}")
         self.api_code = error.code
         self.err_code = error.err_code
         self.description = error.description
@@ -229,17 +230,33 @@ class JetStream:
         """
         name = config["name"]
         try:
-            self.api(f"STREAM.CREATE.{name}", config)
+            self._create_stream(config)
         except JetStreamError as error:
-            if error.err_code != _NAME_IN_USE:
-                raise
+            refused = error
         else:
             return
-        existing = self.api(f"STREAM.INFO.{name}")["config"]
+        try:
+            existing = self.api(f"STREAM.INFO.{name}")["config"]
+        except JetStreamError as error:
+            if error.err_code != STREAM_NOT_FOUND:
+                raise
+            # Not that the name is in use: the server looks at the account's limits before that.
+            raise refused from None
         required = {key: config[key] for key in _REQUIRED if key in config}
         wrong = sorted(key for key, value in required.items() if existing.get(key) != value)
         if wrong:
             self._update_stream({**existing, **required}, wrong)
+
+    def _create_stream(self, config: Mapping[str, Any]) -> None:
+        endpoint = f"STREAM.CREATE.{config['name']}"
+        try:
+            self.api(endpoint, config)
+        except JetStreamError as error:
+            if error.err_code != MAXIMUM_CONSUMERS or "max_consumers" not in config:
+                raise
+            # An account with a limit of its own takes no stream with a higher one; without any,
+            # the account's counts.
+            self.api(endpoint, {**config, "max_consumers": -1})
 
     def _update_stream(self, config: Mapping[str, Any], wrong: list[str]) -> None:
         name = config["name"]
