@@ -135,5 +135,9 @@ class NatsAuthError(NatsConnectionError):
     """NATS refused the credentials."""
 
 
+class NatsPermissionError(NatsAuthError):
+    """NATS let us in and refused an operation: trying again helps only once the user may do it."""
+
+
 class ConfigError(BridgeError):
     """A setting is unknown, of the wrong type or out of its limits."""

@@ -22,7 +22,7 @@ from kombu.utils.functional import retry_over_time
 
 from bridge.backend.chord import ChordBackend
 from bridge.backend.waiter import ResultConsumer
-from bridge.errors import NatsConnectionError
+from bridge.errors import NatsConnectionError, NatsPermissionError
 from bridge.masking import mask_text
 from bridge.names import Names, escape
 from bridge.records import (
@@ -101,7 +101,7 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         self._pool.close()
 
     def exception_safe_to_retry(self, exc: BaseException) -> bool:
-        return isinstance(exc, NatsConnectionError)
+        return isinstance(exc, NatsConnectionError) and not isinstance(exc, NatsPermissionError)
 
     def result_key(self, task_id: str) -> str:
         """Return the key a task's result is stored under."""
@@ -114,7 +114,10 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
     # -- the key-value store -----------------------------------------------------------
 
     def _with_bucket(self, work: Callable[[Bucket, JetStream], T]) -> T:
-        """Run `work`, again when NATS was away. Raises NatsConnectionError in the end."""
+        """Run `work`, again when NATS was away. Raises NatsConnectionError in the end.
+
+        Raises NatsPermissionError at once: trying for a minute would give nobody the permission.
+        """
 
         def once() -> T:
             with self._pool.connection() as connection:
@@ -124,7 +127,14 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
                     self._topology_known = True
                 return work(Bucket(js, self.bucket_name), js)
 
-        result: T = retry_over_time(once, (NatsConnectionError,), **self.retry_policy)
+        def pause_unless_refused(error: Exception, pauses: Iterator[float], _: int) -> float:
+            if isinstance(error, NatsPermissionError):
+                raise error
+            return next(pauses)
+
+        result: T = retry_over_time(
+            once, (NatsConnectionError,), errback=pause_unless_refused, **self.retry_policy
+        )
         return result
 
     def get(self, key: str | bytes) -> bytes | None:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from bridge.errors import NatsAuthError, NatsConnectionError, NatsTimeout
+from bridge.errors import NatsAuthError, NatsConnectionError, NatsPermissionError, NatsTimeout
 from bridge.wire.handshake import complaint, greet
 from bridge.wire.options import ConnectOptions
 from bridge.wire.pipe import Pipe
@@ -242,12 +242,12 @@ class Connection:
         raise complaint(error.text)
 
     def _read_until(self, done: Callable[[], object], deadline: float) -> None:
-        """Read and dispatch until `done()` is true. Raises NatsTimeout, NatsAuthError."""
+        """Read and dispatch until `done()` is true. Raises NatsTimeout, NatsPermissionError."""
         late_reads = _LATE_READS
         while not done():
             if self._violation:
                 text, self._violation = self._violation, ""
-                raise NatsAuthError(
+                raise NatsPermissionError(
                     f"NATS refused the operation ({text}): give its user this permission"
                 )
             left = deadline - time.monotonic()

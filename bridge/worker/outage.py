@@ -1,4 +1,4 @@
-"""A worker without NATS: finds it again soon, stops when told to, ends where the login is wrong.
+"""A worker without NATS: finds it again soon, stops when told to, ends where it is refused.
 
 What ran meanwhile is acknowledged afterwards (`KeepRunning`).
 """
@@ -10,8 +10,9 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import celery.worker.consumer
 from celery import bootsteps
@@ -21,6 +22,7 @@ from celery.worker import state
 
 from bridge.errors import NatsAuthError
 from bridge.transport import Transport
+from bridge.wire import JetStreamError
 
 logger = logging.getLogger("nats")
 
@@ -35,6 +37,32 @@ _CELERY_CONSUMER: Final = "celery.worker.consumer:Consumer"
 
 class Consumer(celery.worker.consumer.Consumer):
     """Celery's consumer, which connects again within three seconds of its server's return."""
+
+    #: True once it has consumed: from then on a refusal need not last, and tasks may be running
+    has_consumed = False
+
+    def loop_args(self) -> Any:
+        self.has_consumed = True
+        return super().loop_args()
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        self._end_or_wait_if_refused(exc)
+        super().on_connection_error_before_connected(exc)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        self._end_or_wait_if_refused(exc)
+        super().on_connection_error_after_connected(exc)
+
+    def _end_or_wait_if_refused(self, error: Exception) -> None:
+        """Raise WorkerShutdown where what is refused was never granted.
+
+        Celery comes back at once after any other, and would be refused hundreds of times a minute.
+        """
+        if not isinstance(error, NatsAuthError | JetStreamError):
+            return
+        if not self.has_consumed:
+            _end(error)
+        time.sleep(random.uniform(*_LONGEST_PAUSES))  # noqa: S311 - spreads load
 
     def ensure_connected(self, conn: Any) -> Any:
         """Connect and return `conn`.
@@ -51,8 +79,7 @@ class Consumer(celery.worker.consumer.Consumer):
             def on_error_here(error: Exception, pause: float) -> None:
                 # Without a pause another server of the list comes next.
                 if pause and self.first_connection_attempt and isinstance(error, NatsAuthError):
-                    logger.critical("%s. This worker ends.", error)
-                    raise WorkerShutdown(os.EX_CONFIG)
+                    _end(error)
                 on_error(error, pause)
 
             return ensure(
@@ -82,6 +109,11 @@ class Consumer(celery.worker.consumer.Consumer):
                 timer.args = ()
 
 
+def _end(error: Exception) -> NoReturn:
+    logger.critical("%s. This worker ends.", error)
+    raise WorkerShutdown(os.EX_CONFIG) from error
+
+
 class KeepRunning(bootsteps.StartStopStep):
     """Has tasks that run across a reconnect run once."""
 
@@ -101,6 +133,9 @@ def install(worker: Any) -> None:
         conf.worker_consumer = f"{Consumer.__module__}:{Consumer.__qualname__}"
     if conf.broker_connection_max_retries == _CELERY_MAX_RETRIES:
         conf.broker_connection_max_retries = _MAX_RETRIES
+    # What JetStream refuses (a full disk, a stream removed) is no reason to take the tasks that run
+    # down with the worker, as Celery does with errors of a channel unless told.
+    conf.broker_channel_error_retry = True
     pid = os.getpid()
 
     def end_if_told() -> None:
