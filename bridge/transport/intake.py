@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from amqp.exceptions import NotFound
 
+from bridge.errors import NatsConnectionError
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.keeper import NAK
 from bridge.transport.pull import Delivery, QueuePull
+from bridge.wire import JetStreamError
 
 #: Messages on their way to a consumer whose prefetch is unlimited (AMQP: 0).
 _UNLIMITED_CREDIT = 1000
@@ -98,11 +100,23 @@ class Intake:
         for tag, pull in list(self._pulls.items()):
             if pull.consumer_missing:
                 pull.consumer_missing = False
-                self._connection.declare_queue(pull.queue, consume=True)
+                self._declare_again(pull.queue)
             if pull.refill():
                 # Last in turn for the next free slot, so that no queue starves behind another.
                 self._pulls[tag] = self._pulls.pop(tag)
         return any(pull.fetching for pull in self._pulls.values())
+
+    def _declare_again(self, queue: str) -> None:
+        """Make the lost consumers of a queue anew.
+
+        Where that is refused the connection counts as broken, and NatsConnectionError is raised:
+        its owner opens another, which makes a lost stream again, and keeps what runs meanwhile.
+        """
+        try:
+            self._connection.declare_queue(queue, consume=True)
+        except JetStreamError as error:
+            self._connection.wire.close()
+            raise NatsConnectionError(f"queue {queue} has been lost: {error}") from error
 
     def fetch_one(self, queue: str) -> Delivery | None:
         """Take one message, the highest priority first. Raises amqp's NotFound."""

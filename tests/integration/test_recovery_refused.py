@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from celery import Celery
 
 from bridge.errors import NatsPermissionError
+from bridge.names import Names
+from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
-from tests.support.recovery import PATIENCE_SECONDS
+from tests.support.recovery import PATIENCE_SECONDS, Notebook, worker_on
 
 NO_PURGE = 'permissions: { publish: { deny: "$JS.API.STREAM.PURGE.>" } }'
 
@@ -65,3 +68,23 @@ def test_refused_result_is_told_at_once(tmp_path: Path) -> None:
             app.backend.forget("nobody")
         assert time.monotonic() - started < PATIENCE_SECONDS
         close_app(app)
+
+
+def test_stream_removed_under_a_running_worker(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """The worker makes it again, says so, and what runs meanwhile runs once."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(nats_server.url, tmp_path) as worker:
+        notebook.send("long", 3.0)
+        notebook.wait_for("start long")
+        connection = Connection(ConnectOptions.from_url(nats_server.url))
+        connection.connect()
+        JetStream(connection).api(f"STREAM.DELETE.{Names().task_stream}")
+        connection.close()
+        worker.wait_for_log("queue foreign has been lost")
+
+        notebook.send("afterwards")
+
+        notebook.assert_none_lost(0)
+        worker.stop()
