@@ -69,10 +69,7 @@ def nats_server(url: str) -> dict[str, Any]:
         require_version(str(info.get("version", "")), "the server of NATS_URL")
         JetStream(connection, options.connect_timeout).api("INFO")
     except JetStreamError as error:
-        raise ConfigError(
-            f"JetStream is not available on the NATS server ({error.description}); "
-            "start nats-server with -js"
-        ) from error
+        raise ConfigError(f"JetStream is not available on the NATS server: {error}") from error
     finally:
         connection.close()
     return info

@@ -106,6 +106,10 @@ def _bracketed(host: str) -> str:
 
 
 async def _log_error(error: Exception) -> None:
+    if "permissions violation" in str(error).lower():
+        # Who awaits an answer only sees that none comes, and an answer of ours goes nowhere.
+        log.warning("NATS refused an operation", reason=str(error))
+        return
     # What awaits an answer gets the error too; this is the reason to be found beside it.
     log.debug("nats connection error", reason=str(error))
 

@@ -23,7 +23,8 @@ _PAUSE_SECONDS = 0.1
 _NO_META_LEADER = 10008
 _NO_LEADER = (
     "the NATS cluster has no leader for this just now: try again in a few seconds; if that does "
-    "not help, see that more than half of its servers run and hold the stream"
+    "not help, see that JetStream is on there, and that more than half of its servers run and hold "
+    "the stream"
 )
 
 
