@@ -134,12 +134,19 @@ class DeclaringChannel(base.StdChannel):
             self.broker.bindings.remove(queue=queue, exchange=exchange, key=routing_key)
 
     def queue_purge(self, queue: str, **_: Any) -> int:
-        """Remove the messages that wait; return how many. What is in flight goes too."""
+        """Remove the messages that wait, for their time too; return how many.
+
+        What is in flight goes as well. On other brokers what is due later lies in the queue itself
+        or in a worker: a purge while no worker runs leaves nothing that could still run.
+        """
         if queue in self._transient:
             purged = len(self._transient[queue].messages)
             self._transient[queue].messages.clear()
             return purged
-        return self._purge(self.broker.names.queue_subjects(queue))
+        names = self.broker.names
+        # First, lest one that falls due meanwhile appears in the queue behind the purge.
+        scheduled = self._purge(names.queue_schedules(queue))
+        return scheduled + self._purge(names.queue_subjects(queue))
 
     def _purge(self, subjects: str) -> int:
         answer = self.broker.js.api(
@@ -150,7 +157,7 @@ class DeclaringChannel(base.StdChannel):
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any
     ) -> int:
-        """Remove a queue with its messages, scheduled ones too; return how many waited.
+        """Remove a queue with its messages, scheduled ones too; return how many there were.
 
         Where it has messages (`if_empty`) or consumers (`if_unused`), it stays and 0 is returned.
         """
@@ -170,7 +177,6 @@ class DeclaringChannel(base.StdChannel):
             if (if_unused and used) or (if_empty and any(info["num_pending"] for info in infos)):
                 return 0
         purged = self.queue_purge(queue)
-        self._purge(connection.names.queue_schedules(queue))
         connection.bindings.remove(queue=queue)
         connection.stored_queues.pop(queue, None)
         for call in connection.consumer_endpoints("DELETE", queue):

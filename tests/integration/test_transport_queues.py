@@ -5,6 +5,7 @@ A message must reach every queue that was bound before it was sent, whoever boun
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -97,6 +98,22 @@ def test_purge_empties_and_counts(connect: Connect, name: str) -> None:
     assert bound.purge() == 0
     fill(connection, queue, 1)
     assert bound.queue_declare(passive=True).message_count == 1
+
+
+def test_purge_removes_what_is_due_later(connect: Connect, name: str) -> None:
+    """A purge while no worker runs leaves nothing that runs hours later, as on other brokers."""
+    queue = Queue(name)
+    connection = connect()
+    eta = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
+    fill(connection, queue, 2, headers={"task": "late", "id": name, "eta": eta})
+    fill(connection, queue, 1)
+    inbox = Inbox(connect(), Queue(f"{name}-other"))
+    fill(connection, Queue(f"{name}-other"), 1, headers={"task": "late", "id": name, "eta": eta})
+    bound = queue.bind(connection.channel())
+
+    assert bound.purge() == 3
+    inbox.wait(1)  # as late as the others would have been
+    assert bound.get() is None
 
 
 def test_delete_removes_queue_and_messages(connect: Connect, name: str) -> None:
