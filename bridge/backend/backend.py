@@ -8,6 +8,7 @@ options of `bridge.wire.options.TRANSPORT_OPTIONS` may stand in
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,6 +41,8 @@ from bridge.wire import (
     PayloadTooLarge,
 )
 from bridge.wire.options import TRANSPORT_OPTIONS, vhost_of
+
+logger = logging.getLogger("nats")
 
 T = TypeVar("T")
 _DEFAULT_URL = "nats://localhost:4222"
@@ -127,9 +130,13 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
                     self._topology_known = True
                 return work(Bucket(js, self.bucket_name), js)
 
-        def pause_unless_refused(error: Exception, pauses: Iterator[float], _: int) -> float:
+        def pause_unless_refused(error: Exception, pauses: Iterator[float], tries: int) -> float:
             if isinstance(error, NatsPermissionError):
                 raise error
+            if not tries:
+                logger.warning("results wait up to %.0f s: %s", self.retry_policy["timeout"], error)
+            # What nobody listens for may be a bucket that was removed.
+            self._topology_known = False
             return next(pauses)
 
         result: T = retry_over_time(

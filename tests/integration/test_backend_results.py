@@ -296,6 +296,20 @@ def test_storing_waits_for_a_server_that_is_away(
     assert app.AsyncResult(task_id).get(timeout=5) == "kept"
 
 
+def test_removed_bucket_is_made_again(
+    make_app: MakeApp, nats_server: NatsServer, task_id: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was in it is gone; what is stored from now on is not, and the log tells why it took."""
+    app = make_app(nats_server)
+    app.backend.store_result(task_id, "gone", states.SUCCESS)
+    app.backend._with_bucket(lambda bucket, js: js.api(f"STREAM.DELETE.{bucket.stream}"))
+
+    app.backend.store_result(task_id, "kept", states.SUCCESS)
+
+    assert app.AsyncResult(task_id).get(timeout=5) == "kept"
+    assert "results wait up to 60 s: nobody answers" in caplog.text
+
+
 def test_storing_gives_up_in_the_end(make_app: MakeApp, nats_server: NatsServer) -> None:
     """A server that stays away is told as a connection error."""
     app = make_app(nats_server)
