@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nats")
 
-#: `drain_events` hands over at most this many messages a call, so that a long backlog cannot
-#: keep its caller from looking at anything else.
+#: Under Celery's hub at most this many messages are handed over at a time, so that a long backlog
+#: cannot keep it from looking at anything else; as many may lie here before more are read.
 _DRAIN_LIMIT = 100
 #: Longest uninterrupted wait, after which pulls are looked after.
 _MAX_WAIT_SECONDS = 1.0
@@ -81,7 +81,7 @@ class BrokerConnection:
         self.stored_queues: dict[str, QueueArguments] = {}
         self.channels: list[Channel] = []
         self.keeper = Keeper(self.wire, self._unacked, self._keep_over_another, ack_wait)
-        self._ready: list[tuple[int, int, Callable[[], None]]] = []
+        self._ready: list[tuple[int, int, Callable[[], bool]]] = []
         self._arrivals = 0
         self._loop: Any = None
         self._wake_reader = self._wake_writer = -1
@@ -245,8 +245,11 @@ class BrokerConnection:
 
     # -- events ------------------------------------------------------------------------
 
-    def add_ready(self, priority: int, deliver: Callable[[], None]) -> None:
-        """Queue a callback that hands one message over; higher priorities come first."""
+    def add_ready(self, priority: int, deliver: Callable[[], bool]) -> None:
+        """Queue a callback that hands one message over; higher priorities come first.
+
+        It returns whether the message is for anybody still.
+        """
         self._arrivals += 1
         heapq.heappush(self._ready, (-priority, self._arrivals, deliver))
 
@@ -259,8 +262,7 @@ class BrokerConnection:
         count = 0
         while self._ready and count < limit:
             _, _, deliver = heapq.heappop(self._ready)
-            count += 1
-            deliver()
+            count += deliver()
         return count
 
     def _refill(self) -> bool:
@@ -268,24 +270,24 @@ class BrokerConnection:
         return any([channel.intake.refill() for channel in list(self.channels)])
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Hand over what is there; wait up to `timeout` seconds (None: for ever) for the first.
+        """Hand over one message; wait up to `timeout` seconds (None: for ever) for it.
 
+        One, as on other brokers: who counts calls counts messages (kombu's `eventloop` and
+        `ConsumerMixin.consume` with a limit), and who stops after one has not taken more.
         Raises TimeoutError (socket.timeout) when nothing came, NatsConnectionError.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        delivered = self._deliver(_DRAIN_LIMIT)
-        while delivered < _DRAIN_LIMIT:
-            coming = self._refill()
+        if 0 < len(self._ready) < _DRAIN_LIMIT:
+            # Remote control and what is more urgent overtake what lies here. Of too much of that,
+            # as when events come faster than they are handled, the rest stays with the server.
+            self._read(0)
+        while not self._deliver(1):
+            self._refill()
             self._flush()
-            if delivered and not coming:
-                return
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             wait = _MAX_WAIT_SECONDS if left is None else min(left, _MAX_WAIT_SECONDS)
             if not self._read(wait) and left is not None and left <= wait:
-                if delivered:
-                    return
                 raise TimeoutError("timed out")
-            delivered += self._deliver(_DRAIN_LIMIT - delivered)
 
     def _read(self, timeout: float) -> bool:
         try:

@@ -189,16 +189,17 @@ class Channel(DeclaringChannel):
         def take(message: WireMessage, delivery: Delivery | None) -> None:
             raw = self._raw(queue, message, delivery, tag)
 
-            def deliver() -> None:
+            def deliver() -> bool:
                 if delivery is not None and tag not in self._consumers:
                     # Cancelled while the message waited here: it is not for this consumer.
                     self.basic_reject(raw.delivery_tag, requeue=True)
-                    return
+                    return False
                 if delivery is not None and self._set_aside(raw, delivery):
-                    return
+                    return False
                 if no_ack:
                     self.basic_ack(raw.delivery_tag)
                 callback(raw)
+                return True
 
             if delivery is None:
                 priority = _TRANSIENT_PRIORITY + priority_of(message)

@@ -6,9 +6,11 @@ import time
 
 import pytest
 from kombu import Consumer, Queue
+from kombu.common import itermessages
 
 from bridge.transport.transient import EXPIRES_AT
 from tests.integration.conftest import Connect
+from tests.support.inbox import Inbox, send
 
 
 def test_transient_messages_come_by_priority(connect: Connect, name: str) -> None:
@@ -75,3 +77,22 @@ def test_what_goes_back_after_a_cancel_keeps_its_order(
         while len(again) < count:
             connection.drain_events(timeout=5)
     assert again == list(range(count))
+
+
+def test_one_message_at_a_time(connect: Connect, name: str) -> None:
+    """`drain_events` hands over one message a call: who counts calls must not lose the others."""
+    connection = connect()
+    queue = Queue(name)
+    send(connection, queue, 0, 1, 2, 3)
+    inbox = Inbox(connection, queue)
+    for count in (1, 2):
+        connection.drain_events(timeout=5)
+        assert inbox.bodies == list(range(count))
+    inbox.close()
+
+    with connection.channel() as channel:
+        taken = itermessages(connection, channel, queue, limit=3, timeout=5, no_ack=True)
+        assert [body for body, _ in taken] == [0, 1, 2]
+    left = queue.bind(connection.channel()).get(no_ack=True)
+    assert left is not None
+    assert left.payload == 3
