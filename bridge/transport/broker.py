@@ -265,9 +265,9 @@ class BrokerConnection:
             count += deliver()
         return count
 
-    def _refill(self) -> bool:
-        """Ask for more; True while messages known to wait are on their way."""
-        return any([channel.intake.refill() for channel in list(self.channels)])
+    def _refill(self) -> None:
+        for channel in list(self.channels):
+            channel.intake.refill()
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Hand over one message; wait up to `timeout` seconds (None: for ever) for it.

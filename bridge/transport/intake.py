@@ -95,8 +95,8 @@ class Intake:
         """True where something is consumed and at least half of the prefetch is free."""
         return bool(self._pulls) and 2 * self._credit() >= self.prefetch
 
-    def refill(self) -> bool:
-        """Ask the server for more; True while messages known to wait are on their way."""
+    def refill(self) -> None:
+        """Ask the server for more."""
         for tag, pull in list(self._pulls.items()):
             if pull.consumer_missing:
                 pull.consumer_missing = False
@@ -104,7 +104,6 @@ class Intake:
             if pull.refill():
                 # Last in turn for the next free slot, so that no queue starves behind another.
                 self._pulls[tag] = self._pulls.pop(tag)
-        return any(pull.fetching for pull in self._pulls.values())
 
     def _declare_again(self, queue: str) -> None:
         """Make the lost consumers of a queue anew.

@@ -28,8 +28,9 @@ from tests.support.waiting import wait_until
 
 NAMES = Names()
 RESULTS = NAMES.bucket("results")
-#: What NATS takes at most to elect a leader in place of one that died, and us to notice.
-ELECTED_SECONDS = 9.0 + BACK_SECONDS
+#: What NATS takes at most to elect a leader in place of one that died, and us to notice. On a busy
+#: machine the first election may be a tie.
+ELECTED_SECONDS = 2 * 9.0 + BACK_SECONDS
 
 
 @pytest.fixture(scope="module")
