@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
-# In this order: with the long ones last, three processes would wait for the fourth.
+# In this order: with the long ones last, two processes would wait for the third.
 SLOW_TESTS := tests/acceptance tests/integration tests/contract
 
 .PHONY: run setup test check bench compat compat-ci clean
@@ -22,7 +22,7 @@ check: .venv/.development
 # Celery's suite mostly waits, so that the fast checks run beside it.
 test: .venv/.development
 	$(MAKE) --jobs=2 --output-sync=target check compat-ci
-	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest $(SLOW_TESTS) -m alone
 
 # The part of Celery's own suite that `make test` runs (docs/compatibility.md).

@@ -7,14 +7,14 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import InvalidCommand, NotFound
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import base
 
 from bridge.names import EVENT_EXCHANGE
 from bridge.transport.arguments import QueueArguments, warn_of_ignored
 from bridge.transport.broker import CONSUMER_NOT_FOUND, BrokerConnection
-from bridge.transport.exchange import Binding
+from bridge.transport.exchange import EXCHANGE_TYPES, Binding
 from bridge.transport.transient import TransientQueue
 from bridge.wire.jetstream import JetStreamError
 
@@ -41,6 +41,18 @@ class DeclaringChannel(base.StdChannel):
         self._unbound: set[str] = set()
 
     def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
+        """Note the type of an exchange; it is stored with its bindings.
+
+        Raises amqp's InvalidCommand for a type that nothing here follows, as RabbitMQ does without
+        the plug-in: taken for a direct exchange it would send messages where they do not belong.
+        """
+        if type not in EXCHANGE_TYPES:
+            known = ", ".join(sorted(EXCHANGE_TYPES))
+            raise InvalidCommand(
+                f"exchange {exchange!r}: nats:// has no type {type!r}, only {known}",
+                (40, 10),
+                "Exchange.declare",
+            )
         if exchange:
             self.broker.exchange_types[exchange] = type
 

@@ -13,6 +13,8 @@ from bridge.names import EVENT_EXCHANGE, Names, escape, unescape
 from bridge.wire import Bucket, JetStream, KeyExists, Message
 from bridge.wire.jetstream import is_gone
 
+EXCHANGE_TYPES = frozenset({"direct", "topic", "fanout"})
+
 
 class Binding(msgspec.Struct, frozen=True):
     """Bucket `bindings`: messages of an exchange with a matching key go to a durable queue."""

@@ -34,6 +34,7 @@ from bridge.errors import NatsConnectionError
 from bridge.names import DEFAULT_VHOST, Names
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.channel import Channel
+from bridge.transport.exchange import EXCHANGE_TYPES
 from bridge.wire import ConnectOptions, PayloadTooLarge
 from bridge.wire.jetstream import JetStreamError
 from bridge.wire.options import DEFAULT_PORT, TRANSPORT_OPTIONS
@@ -85,7 +86,7 @@ class Transport(base.Transport):
     implements = base.Transport.implements.extend(
         asynchronous=True,
         batch_publish=True,
-        exchange_type=frozenset({"direct", "topic", "fanout"}),
+        exchange_type=EXCHANGE_TYPES,
         heartbeats=False,
     )
 

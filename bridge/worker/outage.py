@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import celery.worker.consumer
+from amqp.exceptions import ChannelError
 from celery import bootsteps
 from celery._state import get_current_worker_task
 from celery.exceptions import WorkerShutdown
@@ -58,7 +59,7 @@ class Consumer(celery.worker.consumer.Consumer):
 
         Celery comes back at once after any other, and would be refused hundreds of times a minute.
         """
-        if not isinstance(error, NatsAuthError | JetStreamError):
+        if not isinstance(error, NatsAuthError | JetStreamError | ChannelError):
             return
         if not self.has_consumed:
             _end(error)

@@ -230,6 +230,7 @@ def test_waiting_for_what_is_there_takes_no_time(app: Celery, task_id: str) -> N
     assert time.monotonic() - started < PROMPT_SECONDS
 
 
+@pytest.mark.alone
 def test_many_threads_are_each_woken_at_once(app: Celery, task_id: str) -> None:
     """Whichever thread reads, none waits for its own turn to learn of its result."""
     names = [f"{task_id}-{number}" for number in range(16)]

@@ -19,6 +19,10 @@ from tests.support.waiting import wait_until
 #: An answer comes within two seconds, whatever NATS does; the rest is this machine's.
 ANSWER_SECONDS = 2.0 + 1.0
 
+#: Error code and Retry-After: of NATS, and of workers that could not announce themselves for so long
+#: that they are taken for dead.
+REFUSALS = {("NATS_CONNECTION_ERROR", "2"), ("SERVICE_UNAVAILABLE", "5")}
+
 
 class Answer(NamedTuple):
     """One HTTP answer and the seconds it took."""
@@ -100,6 +104,6 @@ def test_service_loses_nodes(cluster: NatsCluster, service: RunningService) -> N
             task = ask(service, f"/api/v1/tasks/{answer.envelope['data']['task_id']}?wait=20")
             assert task.envelope["data"]["state"] == "SUCCESS"
         else:
-            assert (answer.status, answer.retry_after) == (503, "2")
-            assert answer.envelope["error_code"] == "NATS_CONNECTION_ERROR"
+            assert answer.status == 503
+            assert (answer.envelope["error_code"], answer.retry_after) in REFUSALS
     service.stop()

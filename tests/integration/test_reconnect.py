@@ -201,6 +201,8 @@ def test_what_had_not_begun_goes_to_an_idle_worker(
     with worker_on(proxy.url, tmp_path, name="full", environ=LONG_ACK_WAIT) as first:
         full = Full(app, first, tmp_path)
         with worker_on(nats_server.url, tmp_path, name="idle", environ=LONG_ACK_WAIT) as second:
+            # The full one has no room for it; afterwards the idle one waits for more.
+            app.send_task("foreign.add", (1, 1)).get(timeout=PATIENCE_SECONDS)
             reconnect(first, proxy.reset)
             connected = time.monotonic()
             ran = [result.get(timeout=PATIENCE_SECONDS) for result in full.behind]

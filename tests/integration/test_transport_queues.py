@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from amqp.exceptions import NotFound
+from amqp.exceptions import InvalidCommand, NotFound
 from kombu import Connection, Exchange, Producer, Queue
 from kombu.common import Broadcast
 
@@ -98,6 +98,13 @@ def test_purge_empties_and_counts(connect: Connect, name: str) -> None:
     assert bound.purge() == 0
     fill(connection, queue, 1)
     assert bound.queue_declare(passive=True).message_count == 1
+
+
+@pytest.mark.parametrize("kind", ["headers", "x-delayed-message"])
+def test_an_exchange_of_another_type_is_refused(connect: Connect, name: str, kind: str) -> None:
+    """It would be taken for a direct one, and its messages go to the wrong queues or too early."""
+    with pytest.raises(InvalidCommand, match=f"no type '{kind}', only direct, fanout, topic"):
+        Exchange(name, type=kind).bind(connect().channel()).declare()
 
 
 def test_purge_removes_what_is_due_later(connect: Connect, name: str) -> None:
