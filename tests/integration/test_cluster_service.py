@@ -19,8 +19,8 @@ from tests.support.waiting import wait_until
 #: An answer comes within two seconds, whatever NATS does; the rest is this machine's.
 ANSWER_SECONDS = 2.0 + 1.0
 
-#: Error code and Retry-After: of NATS, and of workers that could not announce themselves for so long
-#: that they are taken for dead.
+#: Error code and Retry-After: of NATS, and of workers that are taken for dead, since they could not
+#: announce themselves for so long.
 REFUSALS = {("NATS_CONNECTION_ERROR", "2"), ("SERVICE_UNAVAILABLE", "5")}
 
 
