@@ -28,9 +28,8 @@ from tests.support.waiting import wait_until
 
 NAMES = Names()
 RESULTS = NAMES.bucket("results")
-#: What NATS takes at most to elect a leader in place of one that died, and us to notice. On a busy
-#: machine the first election may be a tie.
-ELECTED_SECONDS = 2 * 9.0 + BACK_SECONDS
+#: What NATS takes at most to elect a leader in place of one that died, and us to notice.
+ELECTED_SECONDS = 9.0 + BACK_SECONDS
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +139,8 @@ def test_leader_of_everything_dies(cluster: NatsCluster, app: Celery, tmp_path: 
                 died = time.monotonic()
                 wait_for_more(notebook)
 
-                assert time.monotonic() - died < ELECTED_SECONDS
+                # Whose message was with the dead node waits for an answer as long as it may.
+                assert time.monotonic() - died < ELECTED_SECONDS + BACK_SECONDS
         # The one that was being sent may have been stored before its sender was told to repeat it.
         notebook.assert_none_lost(IN_FLIGHT + 1)
         assert "Connection to broker lost" not in worker.output
