@@ -21,6 +21,7 @@ from bridge.errors import NatsConnectionError, NatsTimeout
 from bridge.logs import get_logger
 from bridge.stats.pause import pause
 from bridge.wire import ConnectOptions, JetStreamError
+from bridge.wire.refusals import is_operation_refused
 
 REQUEST_TIMEOUT_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5
@@ -106,7 +107,7 @@ def _bracketed(host: str) -> str:
 
 
 async def _log_error(error: Exception) -> None:
-    if "permissions violation" in str(error).lower():
+    if is_operation_refused(str(error)):
         # Who awaits an answer only sees that none comes, and an answer of ours goes nowhere.
         log.warning("NATS refused an operation", reason=str(error))
         return

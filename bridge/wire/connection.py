@@ -36,6 +36,7 @@ from bridge.wire.protocol import (
     encode_subscribe,
     encode_unsubscribe,
 )
+from bridge.wire.refusals import is_operation_refused
 
 logger = logging.getLogger("nats")
 
@@ -233,8 +234,8 @@ class Connection:
             self._complaint(frame)
 
     def _complaint(self, error: ServerError) -> None:
-        if "permissions violation" in error.text.lower():
-            # The connection stays up; whoever waits for an answer learns the reason.
+        if is_operation_refused(error.text):
+            # Whoever waits for an answer learns the reason.
             self._violation = error.text
             logger.warning("NATS refused an operation: %s", error.text)
             return

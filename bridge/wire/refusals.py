@@ -1,4 +1,4 @@
-"""What to do about a refusal of JetStream's, by the server's own error number. Pure."""
+"""Refusals: what a user may not do, and what helps against JetStream's, by its number. Pure."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ _ADVICE: Final[dict[int, str]] = {
     10076: "start nats-server with -js; one whose disk fails switches JetStream off by itself",
     10113: f"create the streams beforehand, each with a max_bytes of your own {_NEEDED}",
 }
+
+
+def is_operation_refused(error_text: str) -> bool:
+    """True for a `-ERR` after which the connection stays up: the user may not do this one thing."""
+    return "permissions violation" in error_text.lower()
 
 
 def with_advice(description: str, err_code: int) -> str:
