@@ -16,6 +16,7 @@ from bridge.errors import NatsConnectionError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
 from bridge.wire import Connection, Message
 from bridge.wire.jetstream import is_gone
+from bridge.wire.turns import Turns
 
 #: Pause between attempts to reach a server that is away.
 _RECONNECT_SECONDS = 0.5
@@ -45,8 +46,7 @@ class ResultConsumer(BaseResultConsumer):
         #: subject on which the server answers what was asked for
         self._answers = ""
         self._guard = threading.Lock()
-        self._arrived = threading.Condition()
-        self._reading = False
+        self._turns = Turns()
         #: task id -> subscription
         self._sids: dict[str, int] = {}
         #: when to ask again, after how long, and for which task; a heap
@@ -105,7 +105,7 @@ class ResultConsumer(BaseResultConsumer):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError("no result yet")
-            self._wait(left)
+            self._turns.read(self._read, left, self._has_news)
 
     def _pass_on(self) -> bool:
         with self._passing:
@@ -124,23 +124,8 @@ class ResultConsumer(BaseResultConsumer):
     def _has_news(self) -> bool:
         return bool(self._inbox) or getattr(self._known, "count", 0) != self._passed
 
-    def _wait(self, timeout: float | None) -> None:
-        """Read once, or wait for the thread that reads."""
-        with self._arrived:
-            if self._has_news():
-                return
-            if self._reading:
-                self._arrived.wait(timeout)
-                return
-            self._reading = True
-        try:
-            self._read(timeout)
-        finally:
-            with self._arrived:
-                self._reading = False
-                self._arrived.notify_all()
-
-    def _read(self, timeout: float | None) -> None:
+    def _read(self, timeout: float | None) -> bool:
+        """Read once; False when nothing came in time, or the server is away."""
         try:
             with self._guard:
                 ended = self._forget_cancelled()
@@ -157,8 +142,10 @@ class ResultConsumer(BaseResultConsumer):
             # Nobody signals that a server is back; the caller's own time limit still holds.
             pause = _RECONNECT_SECONDS if timeout is None else min(timeout, _RECONNECT_SECONDS)
             threading.Event().wait(pause)
+            return False
         except TimeoutError:
-            return
+            return False
+        return True
 
     # -- under the guard ---------------------------------------------------------------
 

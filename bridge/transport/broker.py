@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import itertools
 import logging
 import os
 import threading
@@ -82,7 +83,7 @@ class BrokerConnection:
         self.channels: list[Channel] = []
         self.keeper = Keeper(self.wire, self._unacked, self._keep_over_another, ack_wait)
         self._ready: list[tuple[int, int, Callable[[], bool]]] = []
-        self._arrivals = 0
+        self._arrivals = itertools.count()
         self._loop: Any = None
         self._wake_reader = self._wake_writer = -1
         self._loop_thread = 0
@@ -250,8 +251,7 @@ class BrokerConnection:
 
         It returns whether the message is for anybody still.
         """
-        self._arrivals += 1
-        heapq.heappush(self._ready, (-priority, self._arrivals, deliver))
+        heapq.heappush(self._ready, (-priority, next(self._arrivals), deliver))
 
     @property
     def ready_count(self) -> int:
@@ -286,12 +286,15 @@ class BrokerConnection:
             self._flush()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             wait = _MAX_WAIT_SECONDS if left is None else min(left, _MAX_WAIT_SECONDS)
-            if not self._read(wait) and left is not None and left <= wait:
+            if not self._read(wait, self._has_ready) and left is not None and left <= wait:
                 raise TimeoutError("timed out")
 
-    def _read(self, timeout: float) -> bool:
+    def _has_ready(self) -> bool:
+        return bool(self._ready)
+
+    def _read(self, timeout: float, done: Callable[[], object] = bool) -> bool:
         try:
-            self.wire.drain(timeout)
+            self.wire.drain(timeout, done)
         except NatsConnectionError:
             raise
         except TimeoutError:

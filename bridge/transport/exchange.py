@@ -6,6 +6,7 @@ Transient queues need no entry here: they listen on the exchange's core subject 
 from __future__ import annotations
 
 import contextlib
+import threading
 
 import msgspec
 
@@ -56,26 +57,29 @@ class BindingTable:
     def __init__(self, js: JetStream, names: Names) -> None:
         self._js = js
         self._bucket = Bucket(js, names.bucket("bindings"))
-        self._bindings: dict[str, Binding] | None = None
+        self._bindings: dict[str, Binding] = {}
+        self._is_loaded = False
+        self._load_lock = threading.RLock()
 
     def _loaded(self) -> dict[str, Binding]:
-        if self._bindings is None:
-            # Subscribe first, so that nothing changes unseen between the two.
-            self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
-            self._bindings = {}
-            self._bindings.update(
-                (key, _decode(value)) for key, value in self._bucket.items().items()
-            )
+        if not self._is_loaded:
+            with self._load_lock:  # nobody may take a table for complete that is being read
+                if not self._is_loaded:
+                    self._load()
         return self._bindings
+
+    def _load(self) -> None:
+        # Subscribe first, so that nothing changes unseen between the two.
+        self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
+        self._bindings.update((key, _decode(value)) for key, value in self._bucket.items().items())
+        self._is_loaded = True
 
     def _on_change(self, message: Message) -> None:
         key = message.subject.removeprefix(self._bucket.change_subject(""))
-        bindings = self._bindings
-        assert bindings is not None
         if is_gone(message):
-            bindings.pop(key, None)
+            self._bindings.pop(key, None)
         else:
-            bindings[key] = _decode(message.payload)
+            self._bindings[key] = _decode(message.payload)
 
     def queues_for(self, exchange: str, routing_key: str) -> set[str]:
         """Return the durable queues a message goes to, each once.
@@ -84,13 +88,13 @@ class BindingTable:
         are sent by the thousand and their receivers' queues are transient: for them it must do
         to read what has come already.
         """
-        if self._bindings is not None and exchange == EVENT_EXCHANGE:
+        if self._is_loaded and exchange == EVENT_EXCHANGE:
             self._read_changes()
-        elif self._bindings is not None:
+        elif self._is_loaded:
             self._js.connection.flush()
         return {
             binding.queue
-            for binding in self._loaded().values()
+            for binding in self.all()
             if binding.exchange == exchange and binding.matches(routing_key)
         }
 
@@ -127,10 +131,11 @@ class BindingTable:
                 self._loaded().pop(name, None)
 
     def all(self) -> list[Binding]:
+        # A list at once: another thread may read of a change meanwhile.
         return list(self._loaded().values())
 
     def for_exchange(self, exchange: str) -> list[Binding]:
-        return [b for b in self._loaded().values() if b.exchange == exchange]
+        return [b for b in self.all() if b.exchange == exchange]
 
 
 def _decode(value: bytes) -> Binding:

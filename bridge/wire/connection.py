@@ -1,7 +1,8 @@
 """A blocking NATS connection: one socket, fork-checked, pollable, never buffering over a reconnect.
 
-Any thread may write; one thread at a time reads. A broken connection stays broken: its owner
-opens another (ADR 0002). Nothing is sent again by itself, so what failed did not happen later.
+Any thread may write and wait; one at a time reads, for all of them. A broken connection stays
+broken: its owner opens another (ADR 0002). Nothing is sent again by itself, so what failed did not
+happen later.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from bridge.wire.protocol import (
     encode_unsubscribe,
 )
 from bridge.wire.refusals import is_operation_refused
+from bridge.wire.turns import Turns
 
 logger = logging.getLogger("nats")
 
@@ -67,12 +69,13 @@ class Connection:
         self._sids = itertools.count(1)
         self._inbox = f"_INBOX.{os.urandom(11).hex()}"
         self._inbox_sid = 0
-        self._next_reply = 0
+        self._reply_numbers = itertools.count(1)
         self._inboxes = itertools.count()
         #: reply token -> the reply, None while it is awaited
         self._replies: dict[str, Message | None] = {}
+        self._turns = Turns()
         # Reentrant: a signal handler of the thread that holds it may ping too.
-        self._ping_lock = threading.RLock()
+        self._order_lock = threading.RLock()
         self._pongs_awaited = 0
         self._pongs_seen = 0
         self._violation = ""
@@ -189,15 +192,21 @@ class Connection:
 
     # -- receiving ---------------------------------------------------------------------
 
-    def drain(self, timeout: float | None = None) -> None:
+    def drain(self, timeout: float | None = None, done: Callable[[], object] = bool) -> None:
         """Wait up to `timeout` seconds (None: for ever) for data and dispatch what came.
 
-        Raises TimeoutError when nothing came, NatsConnectionError when the connection broke.
+        What another thread reads and dispatches meanwhile counts too; where it may have done so
+        before, `done` tells that there is nothing to wait for any more. Raises TimeoutError when
+        nothing came, NatsConnectionError when the connection broke.
         """
-        if not self._fill(timeout):
+        if not self._fill(timeout, done):
             raise TimeoutError(f"nothing from NATS for {timeout} s")
 
-    def _fill(self, timeout: float | None) -> bool:
+    def _fill(self, timeout: float | None, done: Callable[[], object] = bool) -> bool:
+        self._opened().usable()  # before any lock, see Pipe
+        return self._turns.read(self._read_and_dispatch, timeout, done)
+
+    def _read_and_dispatch(self, timeout: float | None) -> bool:
         """Dispatch what was read before, else read once; False when nothing came in time."""
         if not self._frames and not self._read(timeout):
             return False
@@ -253,8 +262,8 @@ class Connection:
                 )
             left = deadline - time.monotonic()
             if left > 0:
-                self._fill(left)
-            elif late_reads and self._fill(0):
+                self._fill(left, done)
+            elif late_reads and self._fill(0, done):
                 late_reads -= 1
             else:
                 raise NatsTimeout(_NO_ANSWER)
@@ -291,8 +300,7 @@ class Connection:
         frames: list[bytes] = []
         tokens: list[str] = []
         for subject, payload, headers in requests:
-            self._next_reply += 1
-            token = f"{self._inbox}.{self._next_reply}"
+            token = f"{self._inbox}.{next(self._reply_numbers)}"
             frames.append(encode_publish(subject, payload, headers, token, limit))
             tokens.append(token)
         replies = self._replies
@@ -361,7 +369,7 @@ class Connection:
     def _ping(self) -> int:
         """Send PING; return how many PONGs will have been seen when it is answered."""
         self._opened().usable()  # before the lock, see Pipe
-        with self._ping_lock:  # counted in the order in which they go out
+        with self._order_lock:  # counted in the order in which they go out
             self._pongs_awaited += 1
             self._write(PING)
             return self._pongs_awaited
@@ -382,7 +390,11 @@ class Connection:
 
     def _ensure_inbox(self) -> None:
         if not self._inbox_sid:
-            self._inbox_sid = self.subscribe(f"{self._inbox}.*", self._on_reply)
+            self._opened().usable()  # before the lock, see Pipe
+            with self._order_lock:  # no request of another thread may overtake the subscription
+                self._inbox_sid = self._inbox_sid or self.subscribe(
+                    f"{self._inbox}.*", self._on_reply
+                )
 
     def _on_reply(self, message: Message) -> None:
         # A reply nobody awaits any more belongs to a request that has timed out.
