@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import celery.worker.consumer
+import kombu.utils.functional
 from amqp.exceptions import ChannelError
 from celery import bootsteps
 from celery._state import get_current_worker_task
@@ -107,7 +108,8 @@ class Consumer(celery.worker.consumer.Consumer):
         super().on_close()
         for timer in timers:
             if timer is not None:
-                timer.args = ()
+                # A gevent pool's is a greenlet that has the entry.
+                getattr(timer, "entry", timer).args = ()
 
 
 def _end(error: Exception) -> NoReturn:
@@ -137,6 +139,9 @@ def install(worker: Any) -> None:
     # What JetStream refuses (a full disk, a stream removed) is no reason to take the tasks that run
     # down with the worker, as Celery does with errors of a channel unless told.
     conf.broker_channel_error_retry = True
+    # gevent has Celery import kombu before it patches `time`. kombu's pauses between two tries
+    # would stop all greenlets, which so keep each other from ever connecting in time.
+    kombu.utils.functional.sleep = time.sleep
     pid = os.getpid()
 
     def end_if_told() -> None:

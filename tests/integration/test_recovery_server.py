@@ -17,6 +17,7 @@ from tests.support.waiting import wait_until
 #: Its waits between two tries no longer grow by then, so half a minute finds it no other.
 OUTAGE_SECONDS = 7.0
 _ROUNDS = 5
+_MANY = 10
 
 
 @pytest.mark.parametrize("outage", [0.0, OUTAGE_SECONDS], ids=["at-once", "later"])
@@ -38,6 +39,33 @@ def test_server_sigkilled_and_restarted(
 
         assert time.monotonic() - back < BACK_SECONDS
         notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()
+
+
+@pytest.mark.parametrize("pool", ["gevent", "threads"])
+def test_greenlets_and_threads_come_back(
+    nats_server: NatsServer, app: Celery, tmp_path: Path, pool: str
+) -> None:
+    """Also while tasks end whose events cannot be sent, and others wait for their second."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(nats_server.url, tmp_path, pool=pool, concurrency=_MANY) as worker:
+        for number in range(_MANY):
+            notebook.send(f"running{number}", 1.0)
+        notebook.wait_for("start running0")
+        for number in range(_MANY):
+            # So soon that the worker keeps it for its time, not the server.
+            notebook.send(f"due{number}", countdown=0.9)
+        wait_until(lambda: worker.output.count("] received") == 2 * _MANY)
+
+        nats_server.kill()
+        worker.wait_for_log("Connection to broker lost")
+        time.sleep(OUTAGE_SECONDS)
+        nats_server.start()
+        back = time.monotonic()
+        notebook.send("afterwards").get(timeout=20)
+
+        assert time.monotonic() - back < BACK_SECONDS
+        notebook.assert_none_lost(2 * _MANY)
         worker.stop()
 
 

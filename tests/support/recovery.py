@@ -64,9 +64,10 @@ class Notebook:
         self._app = app
         self._sent: list[tuple[str, AsyncResult]] = []
 
-    def send(self, word: str, seconds: float = 0.0) -> AsyncResult:
-        """Send one task that takes `seconds`."""
-        result = self._app.send_task("foreign.record", (str(self.file), word, seconds))
+    def send(self, word: str, seconds: float = 0.0, **options: Any) -> AsyncResult:
+        """Send one task that takes `seconds`; `options` are those of Celery's `apply_async`."""
+        arguments = (str(self.file), word, seconds)
+        result = self._app.send_task("foreign.record", arguments, **options)
         self._sent.append((word, result))
         return result
 
