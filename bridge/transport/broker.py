@@ -20,6 +20,7 @@ from bridge.transport.dead import DeadLetters
 from bridge.transport.exchange import BindingTable
 from bridge.transport.keeper import IN_PROGRESS, NAK, Keeper
 from bridge.transport.leftovers import Leftovers, leftovers_of
+from bridge.transport.transient import TransientQueue
 from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class BrokerConnection:
         self.exchange_types: dict[str, str] = {}
         #: stored queues that are known to exist
         self.stored_queues: dict[str, QueueArguments] = {}
+        #: queues in memory: they belong to the connection, and its channels share them
+        self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []
         self.keeper = Keeper(self.wire, self._unacked, self._keep_over_another, ack_wait)
         self._ready: list[tuple[int, int, Callable[[], bool]]] = []
@@ -170,6 +173,9 @@ class BrokerConnection:
         self._unregister()
         self._ready.clear()
         self.wire.close()
+        for queue in list(self.transient.values()):
+            queue.close()
+        self.transient.clear()
         for channel in self.channels:
             channel.abandon()
         if self._leftovers is None:
@@ -247,11 +253,13 @@ class BrokerConnection:
     # -- events ------------------------------------------------------------------------
 
     def add_ready(self, priority: int, deliver: Callable[[], bool]) -> None:
-        """Queue a callback that hands one message over; higher priorities come first.
+        """Queue a callback that hands one message over; higher priorities come first. Any thread.
 
         It returns whether the message is for anybody still.
         """
         heapq.heappush(self._ready, (-priority, next(self._arrivals), deliver))
+        if self._loop is not None and threading.get_ident() != self._loop_thread:
+            self._wake()
 
     @property
     def ready_count(self) -> int:

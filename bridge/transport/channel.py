@@ -10,7 +10,6 @@ from typing import Any
 from kombu.transport import base
 
 from bridge.errors import NatsConnectionError
-from bridge.names import MAX_PRIORITY
 from bridge.transport.bare import MalformedMessage
 from bridge.transport.batch import PublishBatch
 from bridge.transport.broker import BrokerConnection
@@ -21,12 +20,8 @@ from bridge.transport.keeper import ACK, NAK, TERM
 from bridge.transport.message import Message, RawMessage
 from bridge.transport.outgoing import addressed, ttl_seconds
 from bridge.transport.pull import Delivery
-from bridge.transport.transient import expiry_headers, priority_of
-from bridge.wire import Message as WireMessage
+from bridge.transport.transient import TransientQueue, Waiting, expiry_headers
 from bridge.wire.connection import Outgoing
-
-#: Control traffic overtakes tasks that wait in this process.
-_TRANSIENT_PRIORITY = MAX_PRIORITY + 1
 
 _channel_ids = count(1)
 Properties = dict[str, Any]
@@ -45,6 +40,8 @@ class Channel(DeclaringChannel):
         self.intake = Intake(connection)
         #: consumer tag -> queue
         self._consumers: dict[str, str] = {}
+        #: delivery tag -> a queue in memory, and what goes back to it unless it is settled
+        self._lent: dict[int, tuple[TransientQueue, Waiting]] = {}
         connection.channels.append(self)
 
     @property
@@ -60,8 +57,6 @@ class Channel(DeclaringChannel):
             for tag in list(self._consumers):
                 self.basic_cancel(tag)
             self.basic_recover(requeue=True)
-            for queue in list(self._transient.values()):
-                queue.close()
         finally:
             self.connection = None
             # What one of a broken connection holds is taken over from there.
@@ -73,6 +68,7 @@ class Channel(DeclaringChannel):
         self.closed = True
         self.connection = None
         self._consumers.clear()
+        self._lent.clear()
         self.intake.abandon()
 
     # -- publishing --------------------------------------------------------------------
@@ -171,41 +167,46 @@ class Channel(DeclaringChannel):
         assert callback is not None
         tag = consumer_tag or f"amq.ctag-{uuid.uuid4()}"
         self._consumers[tag] = queue
-        take = self._taker(queue, tag, no_ack, callback)
         transient = self._transient.get(queue)
         if transient is not None:
             self.broker.keeper.start()
-            transient.consume(lambda message: take(message, None))
+            transient.consume(
+                (self.channel_id, tag),
+                lambda waiting: callback(self._lend(transient, waiting, tag, no_ack)),
+            )
             return tag
         self.broker.declare_queue(queue, consume=True)
-        self.intake.consume(tag, queue, lambda delivery: take(delivery.message, delivery))
+        self.intake.consume(tag, queue, self._taker(queue, tag, no_ack, callback))
         return tag
+
+    def _lend(self, queue: TransientQueue, waiting: Waiting, tag: str, no_ack: bool) -> RawMessage:
+        delivery_tag = self.intake.next_tag()
+        if not no_ack:
+            self._lent[delivery_tag] = queue, waiting._replace(redelivered=True)
+        message, redelivered = waiting.message, waiting.redelivered
+        return RawMessage(queue.name, message, None, delivery_tag, tag, redelivered=redelivered)
 
     def _taker(
         self, queue: str, tag: str, no_ack: bool, callback: Callable[[RawMessage], None]
-    ) -> Callable[[WireMessage, Delivery | None], None]:
-        """Return what puts a message of a consumer in line for `callback`."""
+    ) -> Callable[[Delivery], None]:
+        """Return what puts a message of a stored queue in line for `callback`."""
 
-        def take(message: WireMessage, delivery: Delivery | None) -> None:
-            raw = self._raw(queue, message, delivery, tag)
+        def take(delivery: Delivery) -> None:
+            raw = self._raw(queue, delivery, tag)
 
             def deliver() -> bool:
-                if delivery is not None and tag not in self._consumers:
+                if tag not in self._consumers:
                     # Cancelled while the message waited here: it is not for this consumer.
                     self.basic_reject(raw.delivery_tag, requeue=True)
                     return False
-                if delivery is not None and self._set_aside(raw, delivery):
+                if self._set_aside(raw, delivery):
                     return False
                 if no_ack:
                     self.basic_ack(raw.delivery_tag)
                 callback(raw)
                 return True
 
-            if delivery is None:
-                priority = _TRANSIENT_PRIORITY + priority_of(message)
-            else:
-                priority = delivery.priority
-            self.broker.add_ready(priority, deliver)
+            self.broker.add_ready(delivery.priority, deliver)
 
         return take
 
@@ -224,13 +225,10 @@ class Channel(DeclaringChannel):
         self.intake.settle(raw.delivery_tag, TERM)
         return True
 
-    def _raw(
-        self, queue: str, message: WireMessage, delivery: Delivery | None, consumer_tag: str
-    ) -> RawMessage:
+    def _raw(self, queue: str, delivery: Delivery, consumer_tag: str) -> RawMessage:
         delivery_tag = self.intake.next_tag()
-        if delivery is not None:
-            self.intake.hold(delivery_tag, delivery, consumer_tag)
-        return RawMessage(queue, message, delivery, delivery_tag, consumer_tag)
+        self.intake.hold(delivery_tag, delivery, consumer_tag)
+        return RawMessage(queue, delivery.message, delivery, delivery_tag, consumer_tag)
 
     def basic_cancel(self, consumer_tag: str, **_: Any) -> None:
         """Stop consuming; what was delivered stays with this channel until it is settled."""
@@ -240,9 +238,8 @@ class Channel(DeclaringChannel):
         self.intake.cancel(consumer_tag)
         transient = self._transient.get(queue)
         if transient is not None:
-            transient.on_message = None
-            if transient.auto_delete:
-                self.queue_delete(queue)
+            if transient.cancel((self.channel_id, consumer_tag)) and transient.auto_delete:
+                self.queue_delete(queue, if_unused=True)
         elif queue in self._auto_delete:
             # AMQP would take waiting messages along with the last consumer. Here they are kept.
             self.queue_delete(queue, if_unused=True, if_empty=True)
@@ -251,12 +248,15 @@ class Channel(DeclaringChannel):
         """Take one message, the highest priority first; None where there is none."""
         transient = self._transient.get(queue)
         if transient is not None:
-            message = transient.take()
-            return None if message is None else self._raw(queue, message, None, "")
+            waiting = transient.get()
+            if waiting is None:
+                self.broker.wire.flush()  # what was sent before is here then
+                waiting = transient.get()
+            return None if waiting is None else self._lend(transient, waiting, "", no_ack)
         delivery = self.intake.fetch_one(queue)
         if delivery is None:
             return None
-        raw = self._raw(queue, delivery.message, delivery, "")
+        raw = self._raw(queue, delivery, "")
         if no_ack:
             self.basic_ack(raw.delivery_tag)
         return raw
@@ -267,11 +267,21 @@ class Channel(DeclaringChannel):
     # -- acknowledging -----------------------------------------------------------------
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, **_: Any) -> None:
+        tags = [t for t in list(self._lent) if t <= delivery_tag] if multiple else [delivery_tag]
+        for tag in tags:
+            self._lent.pop(tag, None)
         self.intake.settle(delivery_tag, ACK, multiple=multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
-        self.intake.settle(delivery_tag, NAK if requeue else TERM)
+        lent = self._lent.pop(delivery_tag, None)
+        if lent is None:
+            self.intake.settle(delivery_tag, NAK if requeue else TERM)
+        elif requeue:
+            queue, waiting = lent
+            queue.put(waiting)
 
     def basic_recover(self, requeue: bool = True) -> None:
         """Give back everything unacknowledged; it comes again, here or elsewhere."""
         self.intake.give_back()
+        for delivery_tag in list(self._lent):
+            self.basic_reject(delivery_tag, requeue=True)

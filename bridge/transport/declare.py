@@ -34,7 +34,7 @@ class DeclaringChannel(base.StdChannel):
         self.broker = connection
         #: for kombu: None once this channel is closed, by which it knows that it needs another
         self.connection: BrokerConnection | None = connection
-        self._transient: dict[str, TransientQueue] = {}
+        self._transient = connection.transient
         #: stored queues that may be deleted with their last consumer
         self._auto_delete: set[str] = set()
         #: those of them that no exchange was bound to yet
@@ -70,13 +70,18 @@ class DeclaringChannel(base.StdChannel):
         arguments: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> queue_declare_ok_t:
-        """Create a queue; return its name, waiting messages and consumers (0: not counted).
+        """Create a queue; return its name, waiting messages and consumers.
+
+        The consumers of a stored queue are not counted: 0.
 
         Raises amqp's NotFound where `passive` and there is none.
         """
         queue = queue or f"amq.gen-{uuid.uuid4()}"
-        if queue in self._transient:
-            return queue_declare_ok_t(queue, len(self._transient[queue].messages), 0)
+        transient = self._transient.get(queue)
+        if transient is not None:
+            if passive:
+                self.broker.wire.flush()  # what was sent before is counted
+            return queue_declare_ok_t(queue, transient.message_count, transient.consumer_count)
         if passive:
             return queue_declare_ok_t(queue, self._waiting(queue), 0)
         if exclusive or (auto_delete and _MAILBOX.fullmatch(queue)):
@@ -91,9 +96,11 @@ class DeclaringChannel(base.StdChannel):
         return queue_declare_ok_t(queue, self.broker.declare_queue(queue, kept), 0)
 
     def _hold_in_memory(self, queue: str, auto_delete: bool) -> None:
-        self._transient[queue] = TransientQueue(
-            self.broker.wire, self.broker.names, queue, auto_delete=auto_delete
-        )
+        made = TransientQueue(self.broker, queue, auto_delete=auto_delete)
+        made.bind("", "direct", queue)
+        # Where two threads declare it at a time, both have the first.
+        if self._transient.setdefault(queue, made) is not made:
+            made.close()
 
     def _infos(self, queue: str) -> list[dict[str, Any]]:
         try:
@@ -124,7 +131,7 @@ class DeclaringChannel(base.StdChannel):
         exchange_type = self._exchange_type(exchange)
         if queue in self._unbound:
             self._unbound.discard(queue)
-            if _is_for_those_present(exchange, exchange_type):
+            if queue not in self._transient and _is_for_those_present(exchange, exchange_type):
                 self.queue_delete(queue, if_unused=True, if_empty=True)
                 self._hold_in_memory(queue, auto_delete=True)
         if queue in self._transient:
@@ -151,10 +158,10 @@ class DeclaringChannel(base.StdChannel):
         What is in flight goes as well. On other brokers what is due later lies in the queue itself
         or in a worker: a purge while no worker runs leaves nothing that could still run.
         """
-        if queue in self._transient:
-            purged = len(self._transient[queue].messages)
-            self._transient[queue].messages.clear()
-            return purged
+        transient = self._transient.get(queue)
+        if transient is not None:
+            self.broker.wire.flush()
+            return transient.purge()
         names = self.broker.names
         # First, lest one that falls due meanwhile appears in the queue behind the purge.
         scheduled = self._purge(names.queue_schedules(queue))
@@ -173,9 +180,12 @@ class DeclaringChannel(base.StdChannel):
 
         Where it has messages (`if_empty`) or consumers (`if_unused`), it stays and 0 is returned.
         """
-        transient = self._transient.pop(queue, None)
+        transient = self._transient.get(queue)
         if transient is not None:
-            waiting = len(transient.messages)
+            waiting = transient.message_count
+            if (if_unused and transient.consumer_count) or (if_empty and waiting):
+                return 0
+            self._transient.pop(queue, None)
             transient.close()
             return waiting
         connection = self.broker

@@ -21,9 +21,20 @@ def level_of(priority: int | str | None) -> int:
 
 
 class RawMessage:
-    """A message as a channel hands it to kombu's consumers; `delivery` is None on core NATS."""
+    """A message as a channel hands it to kombu's consumers; `delivery` is None on core NATS.
 
-    __slots__ = ("_decoded", "consumer_tag", "delivery", "delivery_tag", "queue", "wire")
+    `redelivered` is then what tells that it came before.
+    """
+
+    __slots__ = (
+        "_decoded",
+        "consumer_tag",
+        "delivery",
+        "delivery_tag",
+        "queue",
+        "redelivered",
+        "wire",
+    )
 
     def __init__(
         self,
@@ -32,7 +43,10 @@ class RawMessage:
         delivery: Delivery | None,
         delivery_tag: int,
         consumer_tag: str,
+        *,
+        redelivered: bool = False,
     ) -> None:
+        self.redelivered = redelivered
         self.queue = queue
         self.wire = wire
         self.delivery = delivery
@@ -61,7 +75,7 @@ class Message(base.Message):
         info = {
             "exchange": properties.pop("exchange", ""),
             "routing_key": properties.pop("routing_key", raw.queue),
-            "redelivered": num_delivered > 1,
+            "redelivered": raw.redelivered or num_delivered > 1,
             "consumer_tag": raw.consumer_tag,
             "delivery_tag": raw.delivery_tag,
         }

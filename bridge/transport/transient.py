@@ -5,16 +5,25 @@ They are core NATS subscriptions and leave nothing in the server (ADR 0002).
 
 from __future__ import annotations
 
+import heapq
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple
 
-from bridge.names import MAX_PRIORITY, Names
+from bridge.names import MAX_PRIORITY
 from bridge.transport.exchange import key_matches
-from bridge.wire import Connection, Message
+from bridge.wire import Message
+
+if TYPE_CHECKING:
+    from bridge.transport.broker import BrokerConnection
 
 #: Core NATS watches no time to live: when a message ends (ms since the epoch).
 EXPIRES_AT = "Expires-At"
+#: Control traffic overtakes tasks that wait in this process.
+_PRIORITY = MAX_PRIORITY + 1
 
 
 def expiry_headers(ttl_seconds: float | None) -> dict[str, str]:
@@ -22,10 +31,21 @@ def expiry_headers(ttl_seconds: float | None) -> dict[str, str]:
     return {} if ttl_seconds is None else {EXPIRES_AT: str(int((time.time() + ttl_seconds) * 1e3))}
 
 
-def priority_of(message: Message) -> int:
+def _priority_of(message: Message) -> int:
     """Return a message's priority; 0, as in AMQP, for one without."""
     text = message.headers.get("Priority", "")
     return min(int(text), MAX_PRIORITY) if text.isdecimal() else 0
+
+
+class Waiting(NamedTuple):
+    """A message and its place in line: before the less urgent, before what came later."""
+
+    #: minus the priority
+    rank: int
+    number: int
+    message: Message
+    #: somebody had it before and gave it back
+    redelivered: bool = False
 
 
 def _is_expired(message: Message) -> bool:
@@ -34,78 +54,121 @@ def _is_expired(message: Message) -> bool:
 
 
 class TransientQueue:
-    """One queue, filled by subscriptions; it holds messages until somebody takes them."""
+    """One queue, filled by subscriptions; it holds messages until somebody takes them.
 
-    def __init__(
-        self, connection: Connection, names: Names, name: str, *, auto_delete: bool
-    ) -> None:
+    The channels of a connection share it, as AMQP's exclusive queues, and so may its threads.
+    """
+
+    def __init__(self, broker: BrokerConnection, name: str, *, auto_delete: bool) -> None:
         self.name = name
         self.auto_delete = auto_delete
-        self.messages: deque[Message] = deque()
-        #: takes over from `messages` while there is a consumer
-        self.on_message: Callable[[Message], None] | None = None
-        self._connection = connection
-        self._names = names
+        self._broker = broker
+        #: a heap
+        self._waiting: list[Waiting] = []
+        self._numbers = count()
+        #: channel and tag -> what takes a message
+        self._consumers: dict[tuple[int, str], Callable[[Waiting], None]] = {}
+        self._turns = count()
+        #: one for each call of `_hand_over` that the connection is to make
+        self._announced: deque[None] = deque()
         #: exchange -> type and key of each binding; several may match one message
         self._bindings: dict[str, list[tuple[str, str]]] = {}
+        self._bind_lock = threading.RLock()
         self._sids: dict[tuple[str, str, str], list[int]] = {}
-        self.bind("", "direct", name)
 
     def bind(self, exchange: str, exchange_type: str, key: str) -> None:
         """Listen for one binding; done when the server knows. Idempotent, as AMQP's."""
+        with self._bind_lock:  # nobody may take for done what another thread has begun
+            bindings = self._bindings.setdefault(exchange, [])
+            if (exchange_type, key) not in bindings:
+                self._listen(exchange, exchange_type, key, bindings)
+
+    def _listen(
+        self, exchange: str, exchange_type: str, key: str, bindings: list[tuple[str, str]]
+    ) -> None:
         binding = (exchange_type, key)
-        bindings = self._bindings.setdefault(exchange, [])
-        if binding in bindings:
-            return
         bindings.append(binding)
 
         def receive(message: Message) -> None:
             # Bindings overlap ("#" and "task.#"): only the first that matches takes the message.
-            routing_key = self._names.routing_key_of(message.subject)
+            routing_key = self._broker.names.routing_key_of(message.subject)
             first = next((b for b in bindings if key_matches(*b, routing_key)), None)
             if first == binding:
-                self._receive(message)
+                self.put(Waiting(-_priority_of(message), next(self._numbers), message))
 
-        subjects = self._names.binding_subjects(exchange, exchange_type, key)
+        subjects = self._broker.names.binding_subjects(exchange, exchange_type, key)
         self._sids[exchange, exchange_type, key] = [
-            self._connection.subscribe(subject, receive) for subject in subjects
+            self._broker.wire.subscribe(subject, receive) for subject in subjects
         ]
         # Whoever is told of this queue may publish on another connection at once.
-        self._connection.flush()
+        self._broker.wire.flush()
 
     def unbind(self, exchange: str, key: str) -> None:
         for binding in [b for b in self._bindings.get(exchange, []) if b[1] == key]:
             self._bindings[exchange].remove(binding)
             for sid in self._sids.pop((exchange, *binding)):
-                self._connection.unsubscribe(sid)
+                self._broker.wire.unsubscribe(sid)
 
-    def _receive(self, message: Message) -> None:
-        if _is_expired(message):
-            return
-        if self.on_message is not None:
-            self.on_message(message)
-        else:
-            self.messages.append(message)
+    @property
+    def message_count(self) -> int:
+        return len(self._waiting)
 
-    def consume(self, on_message: Callable[[Message], None]) -> None:
-        """Hand over everything that lies here and everything to come."""
-        self.on_message = on_message
-        while (message := self.take()) is not None:
-            on_message(message)
+    @property
+    def consumer_count(self) -> int:
+        return len(self._consumers)
 
-    def take(self) -> Message | None:
+    def consume(self, consumer: tuple[int, str], take: Callable[[Waiting], None]) -> None:
+        """Hand over what lies here and what is to come, in turn with other consumers."""
+        self._consumers[consumer] = take
+        self._announce()
+
+    def cancel(self, consumer: tuple[int, str]) -> bool:
+        """Forget a consumer; False where it had none here."""
+        return self._consumers.pop(consumer, None) is not None
+
+    def put(self, waiting: Waiting) -> None:
+        """Take in a message, or take it back to its place."""
+        heapq.heappush(self._waiting, waiting)
+        self._announce()
+
+    def _announce(self) -> None:
+        # Threads may do so once too often, which does no harm, and never too seldom: a call leaves
+        # the count before its message does.
+        while self._consumers and len(self._announced) < len(self._waiting):
+            self._announced.append(None)
+            self._broker.add_ready(_PRIORITY, self._hand_over)
+
+    def _hand_over(self) -> bool:
+        self._announced.pop()
+        takes = list(self._consumers.values())
+        waiting = self.get() if takes else None
+        if waiting is None:
+            return False
+        takes[next(self._turns) % len(takes)](waiting)
+        return True
+
+    def get(self) -> Waiting | None:
         """Return the next message, the highest priority first, and none that has expired."""
-        while self.messages:
-            message = max(self.messages, key=priority_of)
-            self.messages.remove(message)
-            if not _is_expired(message):
-                return message
+        try:
+            while self._waiting:
+                waiting = heapq.heappop(self._waiting)
+                if not _is_expired(waiting.message):
+                    return waiting
+        except IndexError:  # another thread was faster
+            return None
         return None
+
+    def purge(self) -> int:
+        """Remove what waits; return how many that were."""
+        purged = len(self._waiting)
+        self._waiting.clear()
+        return purged
 
     def close(self) -> None:
         for sids in self._sids.values():
             for sid in sids:
-                self._connection.unsubscribe(sid)
+                self._broker.wire.unsubscribe(sid)
         self._sids.clear()
         self._bindings.clear()
-        self.messages.clear()
+        self._consumers.clear()
+        self._waiting.clear()

@@ -67,6 +67,23 @@ def test_the_ack_of_another_thread_wakes_the_hub(connect: Connect, name: str, hu
     assert turn_until(hub, lambda: len(received) == 20) < 10
 
 
+def test_what_another_thread_gives_back_wakes_the_hub(
+    connect: Connect, name: str, hub: Hub
+) -> None:
+    """A message of a queue in memory that a thread pool requeues comes again at once."""
+    queue, received, connection = Queue(name, exclusive=True), [], connect()
+
+    def on_message(message: Any) -> None:
+        received.append(message)
+        threading.Timer(0.01, message.requeue).start()
+
+    connection.register_with_event_loop(hub)
+    consume(connection, queue, 1, on_message)
+    connect().Producer().publish(0, routing_key=name)
+
+    assert turn_until(hub, lambda: len(received) == 20) < 10
+
+
 def test_acks_and_pulls_of_a_moment_go_out_together(
     connect: Connect, name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,217 @@
+"""Queues in memory: the channels of a connection share them, as AMQP's exclusive queues."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from kombu import Connection, Queue
+from kombu.common import Broadcast
+
+from tests.integration.conftest import Connect
+from tests.support.inbox import Inbox
+
+
+def put(connection: Connection, queue: Queue, *bodies: Any) -> None:
+    """Publish to a queue in memory; it is there on return."""
+    for body in bodies:
+        connection.Producer().publish(body, routing_key=queue.name)
+    connection.connection.wire.flush()
+
+
+def declared(connection: Connection, name: str) -> Queue:
+    """Return an exclusive queue that outlives its consumers, which kombu's own do not."""
+    with connection.channel() as channel:
+        channel.queue_declare(name, exclusive=True)
+    return Queue(name, exclusive=True)
+
+
+def test_it_belongs_to_the_connection(connect: Connect, name: str) -> None:
+    """One channel declares it and closes, others consume: each message comes once, by turns."""
+    connection = connect()
+    queue = Queue(name, exclusive=True)
+    with connection.channel() as channel:
+        queue.bind(channel).declare()
+    put(connection, queue, "early")
+    first, second = Inbox(connection, queue, no_ack=True), Inbox(connection, queue, no_ack=True)
+    put(connection, queue, *range(4))
+    first.wait(3)
+    second.wait(2)
+    first.assert_quiet()
+    assert first.bodies[0] == "early"
+    assert sorted(first.bodies[1:] + second.bodies) == [0, 1, 2, 3]
+
+
+def test_consumers_of_two_channels_may_have_one_tag(connect: Connect, name: str) -> None:
+    """A tag is known to its channel only; who is cancelled leaves the other its messages."""
+    connection = connect()
+    first, second = connection.channel(), connection.channel()
+    first.queue_declare(name, exclusive=True)
+    came: list[str] = []
+    for channel, who in ((first, "first"), (second, "second")):
+        channel.basic_consume(
+            name, no_ack=True, consumer_tag="tag", callback=lambda _, who=who: came.append(who)
+        )
+    assert first.queue_declare(name, passive=True).consumer_count == 2
+    first.basic_cancel("tag")
+    put(connection, Queue(name), 1, 2)
+    for _ in range(2):
+        connection.drain_events(timeout=5)
+    assert came == ["second", "second"]
+
+
+def test_what_it_gave_out_can_go_back(connect: Connect, name: str) -> None:
+    """A message that is rejected to its queue, or whose channel closes, comes again and says so."""
+    connection = connect()
+    queue = Queue(name, exclusive=True)
+    first = Inbox(connection, queue)
+    put(connection, queue, "again")
+    [message] = first.take()
+    assert not message.delivery_info["redelivered"]
+
+    message.requeue()
+    [message] = first.take()
+    assert message.delivery_info["redelivered"]
+    second = Inbox(connection, queue)
+    first.close()
+    [message] = second.take()
+    assert (message.payload, message.delivery_info["redelivered"]) == ("again", True)
+
+    message.reject()
+    second.assert_quiet()
+
+
+@pytest.mark.parametrize("ends", ["ack", "close"])
+def test_what_goes_back_goes_to_its_place(connect: Connect, name: str, ends: str) -> None:
+    """What a closed channel held comes before what came later; what it acknowledged does not."""
+    connection = connect()
+    queue = declared(connection, name)
+    inbox = Inbox(connection, queue)
+    put(connection, queue, *range(4))
+    held = inbox.take(4)
+    if ends == "ack":
+        held[1].ack(multiple=True)
+    inbox.close()
+    put(connection, queue, "later")
+    bound = queue.bind(connection.channel())
+    left = [] if ends == "ack" else [0, 1]
+    for expected in [*left, 2, 3, "later"]:
+        message = bound.get(no_ack=True)
+        assert message is not None
+        assert message.payload == expected
+        assert message.delivery_info["redelivered"] == (expected != "later")
+    assert bound.get() is None
+
+
+def test_what_lies_here_for_a_cancelled_consumer_goes_to_others(
+    connect: Connect, name: str
+) -> None:
+    """Nobody has seen it: it keeps its order and is not called redelivered."""
+    connection = connect()
+    queue = declared(connection, name)
+    first = Inbox(connection, queue)
+    put(connection, queue, *range(3))
+    first.close()
+    assert queue.bind(connection.default_channel).queue_declare(passive=True).message_count == 3
+    second = Inbox(connection, queue)
+    taken = second.take(3)
+    assert [message.payload for message in taken] == [0, 1, 2]
+    assert not any(message.delivery_info["redelivered"] for message in taken)
+    assert first.messages == []
+
+
+def test_it_is_counted_got_and_purged(connect: Connect, name: str) -> None:
+    """Also what was published just now, by somebody else."""
+    connection, other = connect(), connect()
+    bound = Queue(name, exclusive=True).bind(connection.channel())
+    bound.declare()
+    put(other, bound, *range(3))
+    assert bound.queue_declare(passive=True) == (name, 3, 0)
+    assert bound.purge() == 3
+    put(other, bound, "last")
+    message = bound.get()
+    assert message is not None
+    assert message.payload == "last"
+    assert bound.get() is None
+    message.requeue()
+    bound.delete(if_empty=True)
+    assert bound.queue_declare(passive=True).message_count == 1
+    assert bound.delete() == 1
+
+
+def test_an_auto_delete_queue_goes_with_the_last_of_its_consumers(connect: Connect) -> None:
+    """Not with the first, which may be on another channel."""
+    connection = connect()
+    queue = Broadcast("news")
+    first, second = Inbox(connection, queue), Inbox(connection, queue)
+    first.close()
+    connection.Producer().publish("heard", exchange=queue.exchange)
+    assert [message.payload for message in second.take()] == ["heard"]
+    assert queue.name in connection.connection.transient
+    second.close()
+    assert connection.connection.transient == {}
+
+
+def test_it_ends_with_its_connection(connect: Connect, name: str) -> None:
+    """The next one that declares it finds it empty; what was held cannot come back."""
+    connection = connect()
+    queue = Queue(name, exclusive=True)
+    inbox = Inbox(connection, queue)
+    put(connection, queue, 1, 2)
+    [message] = inbox.take(1)
+    connection.connection.collect()
+    message.requeue()
+    again = queue.bind(connect().channel())
+    assert again.queue_declare().message_count == 0
+    assert again.get() is None
+
+
+def test_threads_may_share_it(connect: Connect, name: str) -> None:
+    """Each on a channel of its own: every message comes once, to whoever reads."""
+    connection = connect()
+    start, done = threading.Barrier(3), []
+
+    def work(number: int) -> None:
+        start.wait()
+        inbox = Inbox(connection, declared(connection, name))
+        for body in range(100):
+            connection.Producer(inbox.channel).publish([number, body], routing_key=name)
+        deadline = time.monotonic() + 10
+        while len(done) < 300 and time.monotonic() < deadline:
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            for message in inbox.take(len(inbox.messages)):
+                done.append(message.payload)
+                message.ack()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(work, range(3)))
+    assert sorted(done) == [[number, body] for number in range(3) for body in range(100)]
+
+
+def test_another_thread_may_give_back(connect: Connect, name: str) -> None:
+    """As thread pools do: every message comes to its end, however often it went back before."""
+    connection = connect()
+    queue = Queue(name, exclusive=True)
+    inboxes = [Inbox(connection, queue) for _ in range(2)]
+    put(connection, queue, *range(200))
+    done: list[int] = []
+
+    def settle(messages: list[Any]) -> None:
+        for message in messages:
+            if message.delivery_info["redelivered"]:
+                done.append(message.payload)
+                message.ack()
+            else:
+                message.requeue()
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(400):
+            connection.drain_events(timeout=5)
+            # Without Celery's hub a read that waits would look for it once a second only.
+            list(pool.map(settle, [inbox.take(len(inbox.messages)) for inbox in inboxes]))
+    assert sorted(done) == list(range(200))
