@@ -95,6 +95,11 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
             self, self.app, self.accept, self._pending_results, self._pending_messages
         )
 
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        """A copy, also one in another process, asks the same server."""
+        own = {"url": self.url, "expires": self.expires}
+        return super().__reduce__(args, {**(kwargs or {}), **own})
+
     def as_uri(self, include_password: bool = False) -> str:
         return self.url if include_password else mask_text(self.url)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import time
 import uuid
@@ -103,6 +105,26 @@ def test_compressed_results(
     assert stored is not None
     assert len(stored) < 1000
     assert reader.AsyncResult(task_id).result == "x" * 10_000
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.deepcopy, lambda result: pickle.loads(pickle.dumps(result))],
+    ids=["copy", "pickle"],
+)
+def test_copied_result_asks_the_same_server(
+    app: Celery, task_id: str, copied: Callable[[AsyncResult], AsyncResult]
+) -> None:
+    """It carries its backend with it, as when it is handed to another process."""
+    app.backend.store_result(task_id, "there", states.SUCCESS)
+    app.backend.expires = 60
+
+    result = copied(app.AsyncResult(task_id))
+    try:
+        assert result.get(timeout=5) == "there"
+        assert result.backend.expires == 60
+    finally:
+        result.backend.close()
 
 
 def test_failure_is_raised_again(app: Celery, task_id: str) -> None:
