@@ -23,6 +23,11 @@ _NOT_KEPT: Final = (
     "x-dead-letter-routing-key",
     "x-single-active-consumer",
 )
+#: Transport options of Redis that somebody may count on, and what there is instead.
+_INSTEAD: Final = {
+    "global_keyprefix": "the URL's path keeps applications apart",
+    "queue_order_strategy": "messages go by priority and queues take turns",
+}
 
 
 class QueueArguments(NamedTuple):
@@ -74,3 +79,21 @@ def warn_of_ignored(queue: str, arguments: Mapping[str, Any] | None) -> None:
 @cache
 def _warn(queue: str, ignored: str) -> None:
     logger.warning("queue %s: nats:// does not keep %s", queue, ignored)
+
+
+def warn_of_ignored_options(options: Mapping[str, Any]) -> None:
+    """Log, once a process, which of Redis's transport options are missed."""
+    for option in _INSTEAD:
+        value = options.get(option)
+        if value and value != "round_robin":
+            _warn_of_option(option, repr(value))
+
+
+@cache
+def _warn_of_option(option: str, value: str) -> None:
+    logger.warning(
+        "broker_transport_options: %s=%s has no effect on nats://, where %s",
+        option,
+        value,
+        _INSTEAD[option],
+    )

@@ -32,6 +32,7 @@ from kombu.transport import base
 
 from bridge.errors import NatsConnectionError
 from bridge.names import DEFAULT_VHOST, Names
+from bridge.transport.arguments import warn_of_ignored_options
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.channel import Channel
 from bridge.transport.exchange import EXCHANGE_TYPES
@@ -115,6 +116,7 @@ class Transport(base.Transport):
 
     def _connected(self) -> BrokerConnection:
         client, options = self.client, self.client.transport_options or {}
+        warn_of_ignored_options(options)
         connection = BrokerConnection(
             self.connect_options(),
             Names(client.virtual_host or DEFAULT_VHOST),

@@ -182,6 +182,38 @@ def test_arguments_without_effect_are_named(
     ]
 
 
+def test_options_without_effect_are_named(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once a process: two applications that Redis kept apart would take each other's tasks."""
+    options = {
+        "global_keyprefix": "shop",
+        "queue_order_strategy": "priority",
+        "visibility_timeout": 3600,
+    }
+    with caplog.at_level(logging.WARNING, logger="nats"):
+        for _ in range(2):
+            connect(transport_options=options)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "broker_transport_options: global_keyprefix='shop' has no effect on nats://, where the "
+        "URL's path keeps applications apart",
+        "broker_transport_options: queue_order_strategy='priority' has no effect on nats://, "
+        "where messages go by priority and queues take turns",
+    ]
+
+
+@pytest.mark.parametrize("options", [{"queue_order_strategy": "round_robin"}, {"sep": ":"}])
+def test_options_that_change_nothing_are_borne(
+    connect: Connect, caplog: pytest.LogCaptureFixture, options: dict[str, str]
+) -> None:
+    """What is left from Redis and asks for what happens anyway needs no word."""
+    with caplog.at_level(logging.WARNING, logger="nats"):
+        connect(transport_options=options)
+
+    assert not caplog.records
+
+
 def test_bindings_are_listed(connect: Connect, name: str) -> None:
     """What `celery list bindings` prints: durable queues, bound by whatever connection."""
     exchange = Exchange(f"{name}-x", "topic")
