@@ -32,6 +32,8 @@ class Intake:
     def __init__(self, connection: BrokerConnection) -> None:
         #: unsettled messages allowed at a time; 0 is no limit
         self.prefetch = 0
+        #: how many more its owner has a use for now; None: as many as the prefetch allows
+        self.room: Callable[[], int] | None = None
         self._connection = connection
         self._tags = count(1)
         self._unacked: dict[int, _Held] = {}
@@ -59,7 +61,7 @@ class Intake:
         """Have `take` called with messages of a durable queue until `cancel`."""
 
         def on_delivery(delivery: Delivery) -> bool:
-            if self.prefetch and len(self._unacked) >= self.prefetch:
+            if self._is_full():
                 # Came by an open watch: another worker may have a free slot for it.
                 self._connection.send_ack(delivery.ack_subject, NAK)
                 return False
@@ -82,13 +84,21 @@ class Intake:
         if pull is not None:
             pull.stop()
 
+    def _is_full(self) -> bool:
+        if self.prefetch and len(self._unacked) >= self.prefetch:
+            return True
+        return self.room is not None and self.room() <= self._connection.ready_count
+
     def _credit(self) -> int:
         coming = sum(pull.fetching for pull in self._pulls.values())
+        lying_here = self._connection.ready_count
         if self.prefetch:
             kept = sum(len(broken.held()) for broken in self._connection.taken_over)
-            return self.prefetch - len(self._unacked) - kept - coming
-        # What was handed over no longer counts: fetching goes on as fast as it is taken.
-        return _UNLIMITED_CREDIT - self._connection.ready_count - coming
+            credit = self.prefetch - len(self._unacked) - kept - coming
+        else:
+            # What was handed over no longer counts: fetching goes on as fast as it is taken.
+            credit = _UNLIMITED_CREDIT - lying_here - coming
+        return credit if self.room is None else min(credit, self.room() - lying_here - coming)
 
     @property
     def is_half_free(self) -> bool:

@@ -17,7 +17,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
-from bridge.worker import outage, resize, scheduled
+from bridge.worker import outage, resize, scheduled, unprefetched
 from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
@@ -73,6 +73,7 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     app.conf.include = (*app.conf.include, __name__)
     app.steps["consumer"].update({Tombstones, Announce, ReportDead, outage.KeepRunning})
     resize.install(app)
+    unprefetched.install(app)
     outage.install(instance)
 
 

@@ -89,6 +89,34 @@ def test_warm_shutdown_ends_what_runs_and_gives_back_the_rest(
     assert sorted(file.read_text().splitlines()) == sorted(lines)
 
 
+def test_worker_without_prefetch_leaves_the_rest_to_others(
+    app: Celery, start_worker: StartWorker, tmp_path: Path
+) -> None:
+    """It takes what it can begin at once, as on Redis, and goes on when that has ended."""
+    file, release = tmp_path / "ran", tmp_path / "release"
+    first = start_worker(
+        "first",
+        "--disable-prefetch",
+        concurrency=1,
+        environ={"FOREIGN_PREFETCH_MULTIPLIER": "4"},
+    )
+    held = app.send_task("foreign.hold", (str(file), str(release)))
+    wait_for_line(file, "start hold")
+    others = [
+        app.send_task("foreign.record", (str(file), f"w{n}"), priority=n % 3) for n in range(6)
+    ]
+    second = start_worker("second", concurrency=1)
+
+    done = [result.get(timeout=GET_SECONDS) for result in others]
+    second.stop()
+    release.touch()
+
+    assert done == [f"w{n} by {second.hostname}" for n in range(6)]
+    assert held.get(timeout=GET_SECONDS) == f"hold by {first.hostname}"
+    assert app.send_task("foreign.add", (1, 1)).get(timeout=GET_SECONDS) == 2
+    assert "Ignoring disable_prefetch" not in first.output
+
+
 def test_killed_worker_loses_no_task(
     app: Celery, start_worker: StartWorker, tmp_path: Path
 ) -> None:
