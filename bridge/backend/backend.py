@@ -1,7 +1,7 @@
 """Celery result backend `nats://`: one message per task in a KV bucket with a TTL.
 
-``nats://[user:password@|token@]host[:4222][,host…][/vhost]`` or ``tls://…``. ``replicas`` and the
-options of `bridge.wire.options.TRANSPORT_OPTIONS` may stand in
+``nats://[user:password@|token@]host[:4222][,host…][/vhost]`` or ``tls://…``. ``replicas``,
+``retry_policy`` and the options of `bridge.wire.options.TRANSPORT_OPTIONS` may stand in
 ``result_backend_transport_options``.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -79,6 +80,7 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         super().__init__(url=self.url, **kwargs)
         self.expires = self.prepare_expires(expires, type=int)
         options = self.app.conf.get("result_backend_transport_options") or {}
+        self.retry_policy = {**self.retry_policy, **options.get("retry_policy", {})}
         self.connect_options = ConnectOptions.from_url(
             self.url,
             name="celery-results",
@@ -139,7 +141,8 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
             if isinstance(error, NatsPermissionError):
                 raise error
             if not tries:
-                logger.warning("results wait up to %.0f s: %s", self.retry_policy["timeout"], error)
+                seconds = self.retry_policy["timeout"] or math.inf
+                logger.warning("results wait up to %.0f s: %s", seconds, error)
             # What nobody listens for may be a bucket that was removed.
             self._topology_known = False
             return next(pauses)

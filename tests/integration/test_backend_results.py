@@ -343,6 +343,19 @@ def test_storing_gives_up_in_the_end(make_app: MakeApp, nats_server: NatsServer)
         app.backend.get("key")
 
 
+def test_how_long_results_wait_is_a_setting(make_app: MakeApp, nats_server: NatsServer) -> None:
+    """Redis's: a web request, for one, should not wait a minute for a server that is away."""
+    policy = {"timeout": 0.5, "interval_max": 0.2}
+    app = make_app(nats_server, result_backend_transport_options={"retry_policy": policy})
+    nats_server.kill()
+    started = time.monotonic()
+
+    with pytest.raises(NatsConnectionError):
+        _ = app.AsyncResult("any").state
+
+    assert time.monotonic() - started < 10
+
+
 def test_many_results_are_read_in_one_go(app: Celery, task_id: str) -> None:
     """A group of hundreds joins, those that are missing told as pending."""
     names = [f"{task_id}-{number}" for number in range(300)]
