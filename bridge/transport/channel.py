@@ -156,6 +156,10 @@ class Channel(DeclaringChannel):
         """Allow `prefetch_count` unacknowledged messages on this channel; 0 is no limit."""
         self.intake.prefetch = prefetch_count
 
+    def flow(self, active: bool = True) -> None:
+        """Raise NotImplementedError, as on Redis."""
+        raise NotImplementedError("nats:// does not pause channels: cancel the consumer")
+
     def basic_consume(
         self,
         queue: str,

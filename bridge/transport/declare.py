@@ -40,12 +40,19 @@ class DeclaringChannel(base.StdChannel):
         #: those of them that no exchange was bound to yet
         self._unbound: set[str] = set()
 
-    def exchange_declare(self, exchange: str, type: str = "direct", **_: Any) -> None:
+    def exchange_declare(
+        self, exchange: str, type: str = "direct", passive: bool = False, **_: Any
+    ) -> None:
         """Note the type of an exchange; it is stored with its bindings.
 
-        Raises amqp's InvalidCommand for a type that nothing here follows, as RabbitMQ does without
+        Raises amqp's NotFound where `passive` and nobody has bound anything to it nor declared it
+        here. Raises InvalidCommand for a type that nothing here follows, as RabbitMQ does without
         the plug-in: taken for a direct exchange it would send messages where they do not belong.
         """
+        if passive:
+            if exchange and not self._knows_exchange(exchange):
+                raise NotFound(f"no exchange {exchange!r}", (40, 10), "Exchange.declare")
+            return
         if type not in EXCHANGE_TYPES:
             known = ", ".join(sorted(EXCHANGE_TYPES))
             raise InvalidCommand(
@@ -55,6 +62,19 @@ class DeclaringChannel(base.StdChannel):
             )
         if exchange:
             self.broker.exchange_types[exchange] = type
+
+    def _knows_exchange(self, exchange: str) -> bool:
+        if exchange in self.broker.exchange_types:
+            return True
+        return bool(self.broker.bindings.for_exchange(exchange))
+
+    def exchange_bind(self, destination: str, source: str = "", **_: Any) -> None:
+        """Raise NotImplementedError, as on Redis."""
+        raise NotImplementedError(
+            f"nats:// binds no exchange to another ({destination!r} to {source!r}): bind its queues"
+        )
+
+    exchange_unbind = exchange_bind
 
     def exchange_delete(self, exchange: str, **_: Any) -> None:
         self.broker.exchange_types.pop(exchange, None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from amqp.exceptions import InvalidCommand, NotFound
-from kombu import Connection, Exchange, Producer, Queue
+from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.common import Broadcast
 
 from tests.integration.conftest import Connect
@@ -105,6 +105,31 @@ def test_an_exchange_of_another_type_is_refused(connect: Connect, name: str, kin
     """It would be taken for a direct one, and its messages go to the wrong queues or too early."""
     with pytest.raises(InvalidCommand, match=f"no type '{kind}', only direct, fanout, topic"):
         Exchange(name, type=kind).bind(connect().channel()).declare()
+
+
+def test_a_passive_declaration_of_an_exchange_asks_only(connect: Connect, name: str) -> None:
+    """One that is there keeps its type; one that nobody has bound anything to is not found."""
+    exchange, passive = Exchange(name, "topic"), Exchange(name, passive=True)
+    with pytest.raises(NotFound, match=f"no exchange '{name}'"):
+        passive.bind(connect().channel()).declare()
+    queue = Queue(name, exchange, routing_key="a.#")
+    queue.bind(connect().channel()).declare()
+    connection = connect()
+
+    passive.bind(connection.channel()).declare()
+
+    Producer(connection.channel(), passive).publish("through", routing_key="a.b")
+    assert Inbox(connection, Queue(name)).take()[0].payload == "through"
+
+
+def test_what_no_channel_does_is_told(connect: Connect, name: str) -> None:
+    """Exchanges are not bound to exchanges, and channels not paused, as on Redis."""
+    channel = connect().channel()
+
+    with pytest.raises(NotImplementedError, match="bind its queues"):
+        Exchange(name).bind(channel).bind_to(f"{name}-source")
+    with pytest.raises(NotImplementedError, match="cancel the consumer"):
+        Consumer(channel, [Queue(name)]).flow(active=False)
 
 
 def test_purge_removes_what_is_due_later(connect: Connect, name: str) -> None:
