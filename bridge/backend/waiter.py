@@ -7,10 +7,12 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import celery.exceptions
 from celery import states
-from celery.backends.asynchronous import BaseResultConsumer
+from celery.backends.asynchronous import BaseResultConsumer, _waiting_on
 
 from bridge.errors import NatsConnectionError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
@@ -35,6 +37,7 @@ class ResultConsumer(BaseResultConsumer):
     """
 
     _connection_errors = (NatsConnectionError,)
+    on_message: Callable[[Mapping[str, Any]], None] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -94,6 +97,40 @@ class ResultConsumer(BaseResultConsumer):
     def cancel_for(self, task_id: str) -> None:
         """Stop watching. Called by the garbage collector at any point, so it only takes a note."""
         self._cancelled.append(task_id)
+
+    # The next two are Celery's but for its `sleep(0)` after everything that came. It gives way to
+    # nobody who is not served by `drain_events` as well, and was a quarter of what `get()` takes.
+
+    def _wait_for_pending(
+        self,
+        result: Any,
+        timeout: float | None = None,
+        on_interval: Callable[[], None] | None = None,
+        on_message: Callable[[Mapping[str, Any]], None] | None = None,
+        **_: Any,
+    ) -> Iterator[None]:
+        before, self.on_message = self.on_message, on_message
+        try:
+            yield from self.drain_events_until(result.on_ready, timeout, on_interval)
+        except TimeoutError as error:
+            raise celery.exceptions.TimeoutError("The operation timed out.") from error
+        finally:
+            self.on_message = before
+
+    def on_state_change(self, meta: Mapping[str, Any], message: Message) -> None:  # noqa: ARG002
+        """Tell those who wait; a final state that nobody waits for yet is kept for who may."""
+        if self.on_message:
+            self.on_message(meta)
+        if meta["status"] not in states.READY_STATES:
+            return
+        waiting = _waiting_on(self._pending_results, meta["task_id"])
+        if not waiting:
+            self._pending_messages.put(meta["task_id"], meta)
+        for result in waiting:
+            result._maybe_set_cache(meta)
+            bucket = self.buckets.pop(result, None)
+            if bucket is not None:
+                bucket.append(result)
 
     def drain_events(self, timeout: float | None = None) -> None:
         """Pass on what came; wait up to `timeout` seconds for it. Raises TimeoutError.
