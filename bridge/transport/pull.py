@@ -127,6 +127,8 @@ class QueuePull:
         self._lock = threading.RLock()
         #: the server no longer knows a consumer: declare the queue before the next pull
         self.consumer_missing = False
+        #: why a pull ended last, and when
+        self._told = "", 0.0
 
     @property
     def fetching(self) -> int:
@@ -209,12 +211,15 @@ class QueuePull:
             level.leaderless_since = now
         elif "Consumer Deleted" in message.description:
             self.consumer_missing = True
-        logger.warning(
-            "pull on queue %s ended: %s %s",
-            self.queue,
-            status,
-            message.description or "no such consumer, or it has no leader",
-        )
+        self._warn(f"{status} {message.description or 'no such consumer, or it has no leader'}")
+
+    def _warn(self, reason: str) -> None:
+        """Log why a pull ended, once for all priorities: a server that stops ends them all."""
+        now = time.monotonic()
+        told, told_at = self._told
+        if reason != told or now - told_at > _ERROR_PAUSE_SECONDS:
+            self._told = reason, now
+            logger.warning("pull on queue %s ended: %s", self.queue, reason)
 
     def stop(self) -> None:
         """End the pulls. Deliveries already on their way still reach `on_delivery`."""

@@ -6,9 +6,11 @@ import pytest
 from kombu import Consumer, Producer, Queue
 from kombu.asynchronous import Hub
 
+from bridge.errors import NatsConnectionError
 from bridge.names import MAX_PRIORITY
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
+from tests.support.nats import NatsServer
 
 
 @pytest.mark.parametrize("held", [False, True], ids=["waiting", "given-back"])
@@ -40,3 +42,18 @@ def test_pull_that_gathers_when_its_consumer_is_cancelled(
     # Within seconds: what a dead pull had taken would come after ack_wait (30 s).
     assert [message.payload for message in Inbox(connect(), queue).take(3)] == [0, 1, 2]
     hub.close()
+
+
+def test_server_that_stops_is_told_of_once(
+    nats_server: NatsServer, connect: Connect, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends the pull of every priority; one line says so for the queue."""
+    inbox = Inbox(connect(nats_server.url), Queue(name))
+    inbox.assert_quiet()
+
+    nats_server.stop()
+    with pytest.raises(NatsConnectionError):
+        inbox.take()
+
+    told = [line for line in caplog.messages if line.startswith("pull on queue")]
+    assert told == [f"pull on queue {name} ended: 409 Server Shutdown"]
