@@ -9,6 +9,7 @@ import psutil
 import pytest
 from celery import Celery
 
+from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, worker_on
 from tests.support.waiting import wait_until
@@ -18,6 +19,19 @@ from tests.support.waiting import wait_until
 OUTAGE_SECONDS = 7.0
 _ROUNDS = 5
 _MANY = 10
+
+
+def _assert_back_after(
+    seconds: float, server: NatsServer, worker: CeleryWorker, notebook: Notebook
+) -> None:
+    """Kill the server, start it again after `seconds`, and see the worker consume in time."""
+    server.kill()
+    worker.wait_for_log("Connection to broker lost")
+    time.sleep(seconds)
+    server.start()
+    back = time.monotonic()
+    notebook.send("afterwards").get(timeout=20)
+    assert time.monotonic() - back < BACK_SECONDS
 
 
 @pytest.mark.parametrize("outage", [0.0, OUTAGE_SECONDS], ids=["at-once", "later"])
@@ -30,14 +44,7 @@ def test_server_sigkilled_and_restarted(
         notebook.send_many(40, 0.05)
         notebook.wait_for("end t5")
 
-        nats_server.kill()
-        worker.wait_for_log("Connection to broker lost")
-        time.sleep(outage)
-        nats_server.start()
-        back = time.monotonic()
-        notebook.send("afterwards").get(timeout=20)
-
-        assert time.monotonic() - back < BACK_SECONDS
+        _assert_back_after(outage, nats_server, worker, notebook)
         notebook.assert_none_lost(IN_FLIGHT)
         worker.stop()
 
@@ -57,14 +64,7 @@ def test_greenlets_and_threads_come_back(
             notebook.send(f"due{number}", countdown=0.9)
         wait_until(lambda: worker.output.count("] received") == 2 * _MANY)
 
-        nats_server.kill()
-        worker.wait_for_log("Connection to broker lost")
-        time.sleep(OUTAGE_SECONDS)
-        nats_server.start()
-        back = time.monotonic()
-        notebook.send("afterwards").get(timeout=20)
-
-        assert time.monotonic() - back < BACK_SECONDS
+        _assert_back_after(OUTAGE_SECONDS, nats_server, worker, notebook)
         notebook.assert_none_lost(2 * _MANY)
         worker.stop()
 
