@@ -85,7 +85,9 @@ class BrokerConnection:
         self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []
         self.keeper = Keeper(self.wire, self._unacked, self._keep_over_another, ack_wait)
-        self._ready: list[tuple[int, int, Callable[[], bool]]] = []
+        self._ready: list[tuple[int, int, Callable[[], bool], bool]] = []
+        #: messages that `drain_events` has handed over beyond one a call
+        self._ahead = 0
         self._arrivals = itertools.count()
         self._loop: Any = None
         self._wake_reader = self._wake_writer = -1
@@ -135,6 +137,7 @@ class BrokerConnection:
 
     def start_consuming(self) -> None:
         """Answer for what earlier connections of this process held; show signs of life."""
+        self._ahead = 0  # whoever begins waits for its own first message
         # At once: a half-open connection must be noticed also where no message ever comes.
         self.keeper.start()
         if self._leftovers is None:
@@ -252,12 +255,13 @@ class BrokerConnection:
 
     # -- events ------------------------------------------------------------------------
 
-    def add_ready(self, priority: int, deliver: Callable[[], bool]) -> None:
+    def add_ready(self, priority: int, deliver: Callable[[], bool], *, alone: bool) -> None:
         """Queue a callback that hands one message over; higher priorities come first. Any thread.
 
-        It returns whether the message is for anybody still.
+        It returns whether the message is for anybody still. One that goes `alone` would be lost for
+        who stops after the message before.
         """
-        heapq.heappush(self._ready, (-priority, next(self._arrivals), deliver))
+        heapq.heappush(self._ready, (-priority, next(self._arrivals), deliver, alone))
         if self._loop is not None and threading.get_ident() != self._loop_thread:
             self._wake()
 
@@ -269,21 +273,27 @@ class BrokerConnection:
     def _deliver(self, limit: int) -> int:
         count = 0
         while self._ready and count < limit:
-            _, _, deliver = heapq.heappop(self._ready)
+            try:
+                _, _, deliver, _ = heapq.heappop(self._ready)
+            except IndexError:  # another thread took the last one
+                break
             count += deliver()
         return count
 
-    def _refill(self) -> None:
-        for channel in list(self.channels):
-            channel.intake.refill()
+    def _refill(self) -> bool:
+        return any([channel.intake.refill() for channel in list(self.channels)])
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Hand over one message; wait up to `timeout` seconds (None: for ever) for it.
+        """Hand over a message and what lies behind it; wait up to `timeout` seconds for the first.
 
-        One, as on other brokers: who counts calls counts messages (kombu's `eventloop` and
-        `ConsumerMixin.consume` with a limit), and who stops after one has not taken more.
-        Raises TimeoutError (socket.timeout) when nothing came, NatsConnectionError.
+        None is for ever. A call counts for one message, as on other brokers (kombu's `eventloop`
+        with a limit counts them): for each that was handed over beyond that, another returns at
+        once. Raises TimeoutError (socket.timeout) when nothing came, NatsConnectionError.
         """
+        if self._ahead > 0:
+            self._ahead -= 1
+            self._read(0)  # a broken connection is told of all the same
+            return
         deadline = None if timeout is None else time.monotonic() + timeout
         if 0 < len(self._ready) < _DRAIN_LIMIT:
             # Remote control and what is more urgent overtake what lies here. Of too much of that,
@@ -296,6 +306,23 @@ class BrokerConnection:
             wait = _MAX_WAIT_SECONDS if left is None else min(left, _MAX_WAIT_SECONDS)
             if not self._read(wait, self._has_ready) and left is not None and left <= wait:
                 raise TimeoutError("timed out")
+        self._ahead = self._deliver_more(deadline)
+
+    def _deliver_more(self, deadline: float | None) -> int:
+        """Hand over what else is here or coming, but for what goes alone; return how many."""
+        count = 0
+        while count < _DRAIN_LIMIT:
+            if self._ready:
+                if self._ready[0][-1]:
+                    break
+                count += self._deliver(1)
+            else:
+                coming = self._refill()
+                self._flush()
+                left = _MAX_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+                if not coming or not self._read(max(0.0, left), self._has_ready):
+                    break
+        return count
 
     def _has_ready(self) -> bool:
         return bool(self._ready)
@@ -315,9 +342,10 @@ class BrokerConnection:
         Tasks must reach Celery from a reader's callback: what is handed to the pool during
         `on_tick` may miss the pool's own turn there and lie until the next event.
         """
-        self._loop, self._loop_thread = loop, threading.get_ident()
         self._wake_reader, self._wake_writer = os.pipe()
         os.set_blocking(self._wake_writer, False)
+        self._loop_thread = threading.get_ident()
+        self._loop = loop  # from now on other threads may wake it
         loop.add_reader(self.wire.fileno(), self._on_readable)
         loop.add_reader(self._wake_reader, self._on_woken)
         loop.on_tick.add(self.tick)

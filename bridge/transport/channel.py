@@ -174,10 +174,15 @@ class Channel(DeclaringChannel):
         transient = self._transient.get(queue)
         if transient is not None:
             self.broker.keeper.start()
-            transient.consume(
-                (self.channel_id, tag),
-                lambda waiting: callback(self._lend(transient, waiting, tag, no_ack)),
-            )
+
+            def take(waiting: Waiting) -> None:
+                raw = self._lend(transient, waiting, tag, no_ack)
+                if self.closed:  # by another thread, which has given back the others
+                    self.basic_recover()
+                else:
+                    callback(raw)
+
+            transient.consume((self.channel_id, tag), take)
             return tag
         self.broker.declare_queue(queue, consume=True)
         self.intake.consume(tag, queue, self._taker(queue, tag, no_ack, callback))
@@ -210,7 +215,7 @@ class Channel(DeclaringChannel):
                 callback(raw)
                 return True
 
-            self.broker.add_ready(delivery.priority, deliver)
+            self.broker.add_ready(delivery.priority, deliver, alone=no_ack)
 
         return take
 

@@ -45,9 +45,9 @@ class DeclaringChannel(base.StdChannel):
     ) -> None:
         """Note the type of an exchange; it is stored with its bindings.
 
-        Raises amqp's NotFound where `passive` and nobody has bound anything to it nor declared it
-        here. Raises InvalidCommand for a type that nothing here follows, as RabbitMQ does without
-        the plug-in: taken for a direct exchange it would send messages where they do not belong.
+        Raises amqp's NotFound where `passive`, nobody has bound a stored queue to it and nobody has
+        declared it here. Raises InvalidCommand for a type that nothing here follows, as RabbitMQ
+        does without the plug-in: taken for a direct exchange it would send messages astray.
         """
         if passive:
             if exchange and not self._knows_exchange(exchange):
@@ -66,6 +66,7 @@ class DeclaringChannel(base.StdChannel):
     def _knows_exchange(self, exchange: str) -> bool:
         if exchange in self.broker.exchange_types:
             return True
+        self.broker.wire.flush()  # what others have bound is known then
         return bool(self.broker.bindings.for_exchange(exchange))
 
     def exchange_bind(self, destination: str, source: str = "", **_: Any) -> None:

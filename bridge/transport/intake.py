@@ -105,15 +105,20 @@ class Intake:
         """True where something is consumed and at least half of the prefetch is free."""
         return bool(self._pulls) and 2 * self._credit() >= self.prefetch
 
-    def refill(self) -> None:
-        """Ask the server for more."""
+    def refill(self) -> bool:
+        """Ask the server for more.
+
+        True while messages known to wait are on their way to who takes any number of them.
+        """
         for tag, pull in list(self._pulls.items()):
             if pull.consumer_missing:
                 pull.consumer_missing = False
                 self._declare_again(pull.queue)
-            if pull.refill():
+            # None where another thread has cancelled it.
+            if pull.refill() and self._pulls.pop(tag, None) is pull:
                 # Last in turn for the next free slot, so that no queue starves behind another.
-                self._pulls[tag] = self._pulls.pop(tag)
+                self._pulls[tag] = pull
+        return not self.prefetch and any(pull.fetching for pull in list(self._pulls.values()))
 
     def _declare_again(self, queue: str) -> None:
         """Make the lost consumers of a queue anew.

@@ -104,10 +104,11 @@ class TransientQueue:
         self._broker.wire.flush()
 
     def unbind(self, exchange: str, key: str) -> None:
-        for binding in [b for b in self._bindings.get(exchange, []) if b[1] == key]:
-            self._bindings[exchange].remove(binding)
-            for sid in self._sids.pop((exchange, *binding)):
-                self._broker.wire.unsubscribe(sid)
+        with self._bind_lock:
+            for binding in [b for b in self._bindings.get(exchange, []) if b[1] == key]:
+                self._bindings[exchange].remove(binding)
+                for sid in self._sids.pop((exchange, *binding)):
+                    self._broker.wire.unsubscribe(sid)
 
     @property
     def message_count(self) -> int:
@@ -136,7 +137,7 @@ class TransientQueue:
         # the count before its message does.
         while self._consumers and len(self._announced) < len(self._waiting):
             self._announced.append(None)
-            self._broker.add_ready(_PRIORITY, self._hand_over)
+            self._broker.add_ready(_PRIORITY, self._hand_over, alone=True)
 
     def _hand_over(self) -> bool:
         self._announced.pop()

@@ -79,20 +79,43 @@ def test_what_goes_back_after_a_cancel_keeps_its_order(
     assert again == list(range(count))
 
 
-def test_one_message_at_a_time(connect: Connect, name: str) -> None:
-    """`drain_events` hands over one message a call: who counts calls must not lose the others."""
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_a_call_counts_for_one_message(connect: Connect, name: str, no_ack: bool) -> None:
+    """Also where `drain_events` hands over all that is there, but for what would not come again."""
     connection = connect()
     queue = Queue(name)
-    send(connection, queue, 0, 1, 2, 3)
-    inbox = Inbox(connection, queue)
-    for count in (1, 2):
+    send(connection, queue, 0, 1, 2)
+    inbox = Inbox(connection, queue, no_ack=no_ack)
+    for count in (1, 2, 3):
+        connection.drain_events(timeout=5)
+        assert inbox.bodies == list(range(count if no_ack else 3))
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.1)
+
+
+def test_a_prefetch_of_one_brings_one(connect: Connect, name: str) -> None:
+    """What is acknowledged at once makes room, but for the next call's message."""
+    connection, queue = connect(), Queue(name)
+    send(connection, queue, 0, 1, 2)
+    inbox = Inbox(connection, queue, prefetch=1)
+    inbox.consumer.on_message = lambda message: (inbox.messages.append(message), message.ack())
+    for count in (1, 2, 3):
         connection.drain_events(timeout=5)
         assert inbox.bodies == list(range(count))
-    inbox.close()
 
+
+@pytest.mark.parametrize("no_ack", [False, True])
+def test_a_limit_is_kept(connect: Connect, name: str, no_ack: bool) -> None:
+    """kombu's `itermessages` yields as many as it was asked for, and the others are not lost."""
+    connection, queue = connect(), Queue(name)
+    send(connection, queue, 0, 1, 2, 3)
     with connection.channel() as channel:
-        taken = itermessages(connection, channel, queue, limit=3, timeout=5, no_ack=True)
-        assert [body for body, _ in taken] == [0, 1, 2]
+        taken = itermessages(connection, channel, queue, limit=3, timeout=5, no_ack=no_ack)
+        for number, (body, message) in enumerate(taken):
+            assert body == number
+            if not no_ack:
+                message.ack()
+        assert number == 2
     left = queue.bind(connection.channel()).get(no_ack=True)
     assert left is not None
     assert left.payload == 3
