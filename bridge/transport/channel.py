@@ -204,6 +204,7 @@ class Channel(DeclaringChannel):
             raw = self._raw(queue, delivery, tag)
 
             def deliver() -> bool:
+                self.intake.waiting -= 1
                 if tag not in self._consumers:
                     # Cancelled while the message waited here: it is not for this consumer.
                     self.basic_reject(raw.delivery_tag, requeue=True)
@@ -215,6 +216,7 @@ class Channel(DeclaringChannel):
                 callback(raw)
                 return True
 
+            self.intake.waiting += 1
             self.broker.add_ready(delivery.priority, deliver, alone=no_ack)
 
         return take

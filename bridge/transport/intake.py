@@ -34,6 +34,8 @@ class Intake:
         self.prefetch = 0
         #: how many more its owner has a use for now; None: as many as the prefetch allows
         self.room: Callable[[], int] | None = None
+        #: messages of stored queues that came and were not handed over yet
+        self.waiting = 0
         self._connection = connection
         self._tags = count(1)
         self._unacked: dict[int, _Held] = {}
@@ -87,18 +89,17 @@ class Intake:
     def _is_full(self) -> bool:
         if self.prefetch and len(self._unacked) >= self.prefetch:
             return True
-        return self.room is not None and self.room() <= self._connection.ready_count
+        return self.room is not None and self.room() <= self.waiting
 
     def _credit(self) -> int:
         coming = sum(pull.fetching for pull in self._pulls.values())
-        lying_here = self._connection.ready_count
         if self.prefetch:
             kept = sum(len(broken.held()) for broken in self._connection.taken_over)
             credit = self.prefetch - len(self._unacked) - kept - coming
         else:
             # What was handed over no longer counts: fetching goes on as fast as it is taken.
-            credit = _UNLIMITED_CREDIT - lying_here - coming
-        return credit if self.room is None else min(credit, self.room() - lying_here - coming)
+            credit = _UNLIMITED_CREDIT - self._connection.ready_count - coming
+        return credit if self.room is None else min(credit, self.room() - self.waiting - coming)
 
     @property
     def is_half_free(self) -> bool:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer, Producer, Queue
 
 from tests.integration.conftest import Connect
 from tests.support.inbox import RECEIVE_SECONDS, Inbox, send
@@ -156,3 +156,23 @@ def test_two_consumers_of_one_queue_share_its_messages(connect: Connect, name: s
     drain_until(connection, lambda: bool(second) and second[-1].payload == "last")
 
     assert sorted(message.payload for message in first + second[:-1]) == list(range(20))
+
+
+def test_control_messages_take_no_room(connect: Connect, name: str) -> None:
+    """With room for one task, it comes also where what needs no slot has come in front of it."""
+    tasks, mailbox = Queue(name), Queue(f"{name}.mail", exclusive=True)
+    connection, sender = connect(), connect()
+    inbox = Inbox(connection, tasks, mailbox)
+    inbox.channel.intake.room = lambda: 1
+    inbox.assert_quiet()
+
+    with sender.channel() as channel:
+        producer = Producer(channel)
+        for number in range(3):
+            producer.publish(number, routing_key=mailbox.name)
+        producer.publish("task", routing_key=tasks.name)
+    taken = inbox.take(4)
+
+    assert [message.payload for message in taken if isinstance(message.payload, int)] == [0, 1, 2]
+    [task] = [message for message in taken if message.payload == "task"]
+    assert not task.delivery_info["redelivered"]

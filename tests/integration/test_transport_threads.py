@@ -11,6 +11,7 @@ from kombu import Exchange, Producer, Queue
 from bridge.errors import NatsConnectionError
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox, send
+from tests.support.waiting import wait_until
 
 THREADS, EACH = 20, 25
 PATIENCE_SECONDS = 30.0
@@ -83,6 +84,7 @@ def test_broken_connection_is_told_to_every_thread(connect: Connect, name: str) 
     """Nobody waits on for a thread whose read has failed."""
     connection = connect()
     wire = connection.connection.wire
+    waiting_threads = wire._turns._read._waiters  # all but the one that reads
     errors: list[BaseException] = []
 
     def wait_in_vain(_: int) -> None:
@@ -94,6 +96,7 @@ def test_broken_connection_is_told_to_every_thread(connect: Connect, name: str) 
 
     with ThreadPoolExecutor(4) as threads:
         waiting = threads.map(wait_in_vain, range(4))
+        wait_until(lambda: len(waiting_threads) == 3)
         began = time.monotonic()
         wire.close()
         list(waiting)
