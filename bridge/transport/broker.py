@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("nats")
 
-#: Under Celery's hub at most this many messages are handed over at a time, so that a long backlog
-#: cannot keep it from looking at anything else; as many may lie here before more are read.
+#: At most this many messages are handed over at a time, so that a long backlog cannot keep the
+#: reader from looking at anything else; as many may lie here before more are read.
 _DRAIN_LIMIT = 100
 #: Longest uninterrupted wait, after which pulls are looked after.
 _MAX_WAIT_SECONDS = 1.0

@@ -163,8 +163,11 @@ def test_it_ends_with_its_connection(connect: Connect, name: str) -> None:
     inbox = Inbox(connection, queue)
     put(connection, queue, 1, 2)
     [message] = inbox.take(1)
-    connection.connection.collect()
+    broker = connection.connection
+    held = broker.transient[name]
+    broker.collect()
     message.requeue()
+    assert (held.message_count, broker.transient) == (0, {})
     again = queue.bind(connect().channel())
     assert again.queue_declare().message_count == 0
     assert again.get() is None

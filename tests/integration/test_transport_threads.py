@@ -84,7 +84,6 @@ def test_broken_connection_is_told_to_every_thread(connect: Connect, name: str) 
     """Nobody waits on for a thread whose read has failed."""
     connection = connect()
     wire = connection.connection.wire
-    waiting_threads = wire._turns._read._waiters  # all but the one that reads
     errors: list[BaseException] = []
 
     def wait_in_vain(_: int) -> None:
@@ -96,7 +95,7 @@ def test_broken_connection_is_told_to_every_thread(connect: Connect, name: str) 
 
     with ThreadPoolExecutor(4) as threads:
         waiting = threads.map(wait_in_vain, range(4))
-        wait_until(lambda: len(waiting_threads) == 3)
+        wait_until(lambda: len(wire._turns._read._waiters) == 3)  # all but the one that reads
         began = time.monotonic()
         wire.close()
         list(waiting)
