@@ -202,13 +202,19 @@ class Connection:
         if not self._fill(timeout, done):
             raise TimeoutError(f"nothing from NATS for {timeout} s")
 
-    def _fill(self, timeout: float | None, done: Callable[[], object] = bool) -> bool:
+    def _fill(
+        self, timeout: float | None, done: Callable[[], object] = bool, *, answer: bool = False
+    ) -> bool:
         self._opened().usable()  # before any lock, see Pipe
-        return self._turns.read(self._read_and_dispatch, timeout, done)
+        read = self._read_answer if answer else self._read_and_dispatch
+        return self._turns.read(read, timeout, done)
 
-    def _read_and_dispatch(self, timeout: float | None) -> bool:
+    def _read_answer(self, timeout: float | None) -> bool:
+        return self._read_and_dispatch(timeout, answer=True)
+
+    def _read_and_dispatch(self, timeout: float | None, *, answer: bool = False) -> bool:
         """Dispatch what was read before, else read once; False when nothing came in time."""
-        if not self._frames and not self._read(timeout):
+        if not self._frames and not self._read(timeout, answer=answer):
             return False
         # A callback may read too, for a request of its own, or fail: frames keep their order
         # and none is lost.
@@ -216,9 +222,9 @@ class Connection:
             self._dispatch(self._frames.popleft())
         return True
 
-    def _read(self, timeout: float | None) -> bool:
+    def _read(self, timeout: float | None, *, answer: bool) -> bool:
         pipe = self._opened()
-        data = pipe.receive(timeout)
+        data = pipe.receive(timeout, answer=answer)
         if data is None:
             return False
         try:
@@ -262,7 +268,7 @@ class Connection:
                 )
             left = deadline - time.monotonic()
             if left > 0:
-                self._fill(left, done)
+                self._fill(left, done, answer=True)
             elif late_reads and self._fill(0, done):
                 late_reads -= 1
             else:

@@ -30,6 +30,7 @@ class Pipe:
         """`sock` is non-blocking; `write_timeout` (seconds) is how long it may stay full."""
         self._socket: socket.socket | None = sock
         self._write_timeout = write_timeout
+        self._answers = wait.Answers()
         self._pid = os.getpid()
         # Writes of several threads must not mix, and TLS state is shared by both directions.
         self._lock = threading.RLock()
@@ -88,16 +89,18 @@ class Pipe:
             if gathered:
                 self.send(b"".join(gathered))
 
-    def receive(self, timeout: float | None) -> bytes | None:
+    def receive(self, timeout: float | None, *, answer: bool = False) -> bytes | None:
         """Return what comes within `timeout` seconds (None: for ever), None when nothing does.
 
-        Raises NatsConnectionError when the connection broke or the server closed it.
+        `answer` says that the server has just been asked for it. Raises NatsConnectionError
+        when the connection broke or the server closed it.
         """
         sock = self.usable()
+        readable = self._answers.readable if answer else wait.readable
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else deadline - time.monotonic()
-            if timeout != 0 and not wait.readable(sock, left):
+            if timeout != 0 and not readable(sock, left):
                 return None
             data = self._receive(sock)
             if data:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 import sys
+import time
 from typing import Any
+
+#: An answer that usually comes within this many seconds is awaited awake.
+_SPIN_SECONDS = 0.0003
+#: How much one wait tells of what is usual.
+_WEIGHT = 1 / 8
 
 
 def _active_monkey() -> Any:
@@ -22,6 +29,44 @@ def readable(sock: socket.socket, timeout: float | None) -> bool:
 def writable(sock: socket.socket, timeout: float | None) -> bool:
     """True when `sock` can be written within `timeout` seconds (None: for ever)."""
     return _wait(sock, timeout, select.POLLOUT)
+
+
+class Answers:
+    """Waits for a server's answers on one socket, which come soon where the server is near.
+
+    A process that sleeps wakes late and with cold caches: it costs as much processor time as a
+    short wait awake, and a task is sent in 220 instead of 250 µs (docs/performance.md).
+    """
+
+    def __init__(self) -> None:
+        #: seconds
+        self._usual_wait = 0.0
+
+    def readable(self, sock: socket.socket, timeout: float | None) -> bool:
+        """As the function `readable`."""
+        started = time.perf_counter()
+        seconds = _SPIN_SECONDS if timeout is None else min(timeout, _SPIN_SECONDS)
+        is_near = self._usual_wait < _SPIN_SECONDS and _active_monkey() is None
+        ready = (is_near and _spin(sock, seconds)) or readable(sock, timeout)
+        # A call that kept the server busy says little of the next.
+        waited = min(time.perf_counter() - started, 2 * _SPIN_SECONDS)
+        self._usual_wait += (waited - self._usual_wait) * _WEIGHT
+        return ready
+
+
+def _spin(sock: socket.socket, seconds: float) -> bool:
+    """True once `sock` can be read; others who want the processor have it first."""
+    descriptor = sock.fileno()
+    if descriptor < 0:
+        return True  # as in `_wait`
+    deadline = time.perf_counter() + seconds
+    poller = select.poll()
+    poller.register(descriptor, select.POLLIN)
+    while not poller.poll(0):
+        if time.perf_counter() > deadline:
+            return False
+        os.sched_yield()
+    return True
 
 
 def _wait(sock: socket.socket, timeout: float | None, event: int) -> bool:
