@@ -224,38 +224,45 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         request: Any = None,
         **_: Any,
     ) -> Any:
-        """Store one state. Raises EncodeError for a result larger than NATS takes.
+        """Store one state, unless `_is_overtaken`; a success always, which saves a round trip.
 
-        A success is never overwritten: a lost worker's late report must not undo it. Success
-        itself needs no look at what is there, which saves a round trip a task.
+        Raises EncodeError for a result larger than NATS takes.
         """
         key = self.get_key_for_task(task_id)
         meta = self._get_result_meta(result, state, traceback, request)
         meta["task_id"] = bytes_to_str(task_id)
-        store = self.set if state == states.SUCCESS else self._set_unless_success
         headers = {} if self._is_plain_json else self._described(meta)
         try:
-            store(key, self.encode(meta), headers)
+            if state == states.SUCCESS:
+                self.set(key, self.encode(meta), headers)
+            else:
+                self._set_unless_overtaken(key, meta, headers)
         except PayloadTooLarge as error:
             if state not in states.EXCEPTION_STATES:
                 raise EncodeError(f"the result of task {task_id} is too large: {error}") from error
-            store(key, self.encode(_truncated(meta)), headers)
+            self._set_unless_overtaken(key, _truncated(meta), headers)
         return result
 
-    def _set_unless_success(
-        self, key: str | bytes, value: str | bytes, headers: Mapping[str, str]
+    def _set_unless_overtaken(
+        self, key: str | bytes, meta: Mapping[str, Any], headers: Mapping[str, str]
     ) -> None:
         """Store a state, one round trip where it is the task's first."""
-        data = value.encode() if isinstance(value, str) else value
+        encoded = self.encode(meta)
+        data = encoded.encode() if isinstance(encoded, str) else encoded
 
         def work(bucket: Bucket, _: JetStream) -> None:
             name = self._key(key)
-            try:
-                bucket.create(name, data, self._ttl, headers)
-            except KeyExists:
-                stored = bucket.get(name)
-                if stored is None or self.decode_result(stored)["status"] != states.SUCCESS:
-                    bucket.put(name, data, self._ttl, headers)
+            revision: int | None = None
+            while revision is None:
+                try:
+                    revision = bucket.create(name, data, self._ttl, headers)
+                except KeyExists:
+                    [entry] = bucket.entries([name])
+                    if entry is None:  # deleted meanwhile
+                        continue
+                    if _is_overtaken(meta, self.decode_result(entry.value)):
+                        return
+                    revision = bucket.update(name, data, entry.revision, self._ttl, headers)
 
         self._with_bucket(work)
 
@@ -271,6 +278,18 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         if not self._is_plain_json and payload and payload.startswith(CANCELLED_START):
             return json.loads(payload)
         return super().decode(payload)
+
+
+def _is_overtaken(meta: Mapping[str, Any], stored: Mapping[str, Any]) -> bool:
+    """True where `meta` comes too late to be the state of a task.
+
+    A lost worker's late report does not undo a success. A worker sends the next try before it
+    stores RETRY, so that one may have begun by then, or ended.
+    """
+    if stored["status"] == states.SUCCESS:
+        return True
+    is_retry = meta["status"] == states.RETRY
+    return is_retry and (stored.get("retries") or 0) > (meta.get("retries") or 0)
 
 
 def _truncated(meta: dict[str, Any]) -> dict[str, Any]:

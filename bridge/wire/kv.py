@@ -121,14 +121,18 @@ class Bucket:
             raise KeyExists(f"{key} is already in {self.name}") from error
 
     def update(
-        self, key: str, value: bytes, revision: int, ttl_seconds: float | None = None
+        self,
+        key: str,
+        value: bytes,
+        revision: int,
+        ttl_seconds: float | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> int | None:
         """Store where the key is still at `revision`; return the new one, None where it is not."""
         expected = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        fields = {**expected, **ttl_headers(ttl_seconds), **headers}
         try:
-            return self._js.publish(
-                self.subject(key), value, {**expected, **ttl_headers(ttl_seconds)}
-            ).seq
+            return self._js.publish(self.subject(key), value, fields).seq
         except JetStreamError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise

@@ -7,7 +7,7 @@ import pickle
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +19,8 @@ from celery.result import AsyncResult, GroupResult
 from kombu.exceptions import EncodeError
 
 from bridge.errors import NatsConnectionError
+from bridge.wire import Bucket
+from bridge.wire.kv import Entry
 from tests.support.nats import NatsServer
 from tests.support.waiting import wait_until
 
@@ -169,6 +171,42 @@ def test_success_is_final(app: Celery, task_id: str, late: str) -> None:
     app.backend.store_result(task_id, None if late == "STARTED" else RuntimeError("late"), late)
 
     assert app.AsyncResult(task_id).result == "done"
+
+
+def test_success_is_final_also_in_the_last_moment(
+    app: Celery, task_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that is retried at once may end before its RETRY is stored; `get` would hang."""
+    app.backend.store_result(task_id, None, states.STARTED)
+    look = Bucket.entries
+
+    def overtaken(bucket: Bucket, keys: Iterable[str]) -> list[Entry | None]:
+        found = look(bucket, keys)
+        monkeypatch.undo()
+        app.backend.store_result(task_id, "done", states.SUCCESS)
+        return found
+
+    monkeypatch.setattr(Bucket, "entries", overtaken)
+    app.backend.store_result(task_id, RuntimeError("again"), states.RETRY)
+
+    assert app.AsyncResult(task_id).result == "done"
+
+
+def test_retry_comes_before_what_it_leads_to(app: Celery, task_id: str) -> None:
+    """Also where it is stored after that: the next try's failure is the last word."""
+
+    def store(state: str, retries: int) -> None:
+        app.backend.store_result(
+            task_id, RuntimeError(state), state, request=SimpleNamespace(retries=retries)
+        )
+
+    store(states.RETRY, 0)
+    store(states.FAILURE, 1)
+    store(states.RETRY, 0)
+    assert app.AsyncResult(task_id).state == states.FAILURE
+
+    store(states.RETRY, 1)
+    assert app.AsyncResult(task_id).state == states.RETRY
 
 
 def test_forgotten_result_is_gone(app: Celery, task_id: str) -> None:
