@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from celery import Celery, chord
+from celery import Celery, chain, chord
 from celery.exceptions import TimeoutError as NotReady
 from celery.result import AsyncResult
 
@@ -71,10 +71,10 @@ class Load:
         close_app(self._app)
 
     def _produce(self, dice: random.Random) -> None:
-        kinds = (self._plain, self._urgent, self._later, self._retried, self._chord)
+        kinds = (self._plain, self._urgent, self._later, self._retried, self._chain, self._chord)
         try:
             while not self._ending.wait(dice.uniform(0.0, 0.05)):
-                send = dice.choices(kinds, (8, 4, 2, 2, 1))[0]
+                send = dice.choices(kinds, (8, 4, 2, 2, 2, 1))[0]
                 result, expected = send(self._app, dice)
                 self.sent.append(_Sent(send.__name__, result, expected))
         except BaseException as error:
@@ -96,10 +96,17 @@ class Load:
         result = app.send_task("foreign.retrying", (str(path), 2))
         return result, range(2, 100)
 
+    def _chain(self, app: Celery, dice: random.Random) -> tuple[AsyncResult, Any]:
+        add = app.signature("foreign.add", (1,))
+        return chain(add.clone((1,)), add, add).apply_async(), 4
+
     def _chord(self, app: Celery, dice: random.Random) -> tuple[AsyncResult, Any]:
         numbers = range(dice.randrange(2, 6))
         header = [app.signature("foreign.add", (number, number)) for number in numbers]
-        return chord(header)(app.signature("foreign.total")), 2 * sum(numbers)
+        body = app.signature("foreign.total")
+        if dice.random() < 0.5:
+            return chord(header)(body), 2 * sum(numbers)
+        return chord([chord(header, body), *header])(body), 4 * sum(numbers)
 
     def wrong(self) -> list[str]:
         """Wait for every result; return those that are not what they must be."""
