@@ -1,8 +1,9 @@
-"""Requests to JetStream that outlast an election.
+"""Requests to JetStream that outlast what passes in a cluster.
 
 In a cluster every stream and every consumer has a leader, and so has the whole. When the node that
 leads dies, the others elect another within 4 to 9 s; until then nobody listens on its subjects, or
-nobody answers. What was refused so has not happened and can be sent again.
+nobody answers. A message on the condition that another is the last of its subject is refused while
+any is on its way to the copies. What was refused so has not happened and can be sent again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from bridge.wire.protocol import Message
 #: A request that may be repeated is, when no answer came for this long.
 _ROUND_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
+#: Copies take a round trip.
+_SHORT_PAUSE_SECONDS = 0.005
 #: JetStream's error for "the cluster has no leader"
 _NO_META_LEADER = 10008
+#: ... and for "wrong last sequence", said of a subject that has a message on its way to the copies
+_IN_FLIGHT = 10164
+_PASSING = (_NO_META_LEADER, _IN_FLIGHT)
+#: what every refusal is looked through for before it is decoded
+_MARKS = tuple(b'"err_code":%d' % code for code in _PASSING)
 _NO_LEADER = (
     "the NATS cluster has no leader for this just now: try again in a few seconds; if that does "
     "not help, see that JetStream is on there, and that more than half of its servers run and hold "
@@ -44,9 +52,10 @@ def ask(
 ) -> list[Message]:
     """Return the replies to all requests, in order, within `timeout` seconds.
 
-    In a cluster that elects, what nobody has got is sent again; what nobody answered as well,
-    where it is `repeatable`. Raises NatsTimeout when an answer did not come (the request may have
-    been done), NatsConnectionError when there is no leader or the connection broke.
+    In a cluster, what an election or copies on their way held up is sent again; what nobody
+    answered as well, where it is `repeatable`. Raises NatsTimeout when an answer did not come (the
+    request may have been done), NatsConnectionError when there is no leader or the connection
+    broke.
     """
     if not connection.is_clustered:
         return connection.request_many(requests, timeout)
@@ -54,33 +63,37 @@ def ask(
     patience = _ROUND_SECONDS if repeatable else timeout
     replies = connection.ask_many(requests, min(timeout, patience))
     while True:
+        hindrances = {number: _hindrance(reply) for number, reply in enumerate(replies)}
         again = [
             number
             for number, reply in enumerate(replies)
-            if (repeatable if reply is None else _is_leaderless(reply))
+            if hindrances[number] or (repeatable and reply is None)
         ]
-        if not again or time.monotonic() + _PAUSE_SECONDS >= deadline:
+        is_led = all(hindrances[number] == _IN_FLIGHT for number in again)
+        pause = _SHORT_PAUSE_SECONDS if is_led else _PAUSE_SECONDS
+        if not again or time.monotonic() + pause >= deadline:
             break
         # What comes meanwhile for others is read by the next request.
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(pause)
         left = min(deadline - time.monotonic(), patience)
         answers = connection.ask_many([requests[number] for number in again], left)
         for number, answer in zip(again, answers, strict=True):
             replies[number] = answer
-    if any(reply is not None and _is_leaderless(reply) for reply in replies):
+    if _NO_META_LEADER in hindrances.values():
         raise NatsConnectionError(_NO_LEADER)
     return [answered(reply) for reply in replies]
 
 
-def _is_leaderless(reply: Message) -> bool:
-    """True where the request has reached no leader, so that nothing was done."""
+def _hindrance(reply: Message | None) -> int:
+    """Return the error number of what passes by itself, so that nothing was done; else 0."""
+    if reply is None:
+        return 0
     if has_no_responders(reply):
-        return True
-    # Looked for first: every PubAck and every stored message passes here.
-    if b'"err_code":10008' not in reply.payload or reply.headers:
-        return False
+        return _NO_META_LEADER
+    if reply.headers or not any(mark in reply.payload for mark in _MARKS):
+        return 0
     try:
         error = _decode_refusal(reply.payload).error
     except msgspec.MsgspecError:
-        return False
-    return error is not None and error.err_code == _NO_META_LEADER
+        return 0
+    return error.err_code if error is not None and error.err_code in _PASSING else 0

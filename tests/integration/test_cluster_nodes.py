@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from bridge.names import Names, bucket_stream
-from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, KeyExists
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats_cluster import NODES, REPLICAS, NatsCluster
@@ -30,6 +31,8 @@ NAMES = Names()
 RESULTS = NAMES.bucket("results")
 #: What NATS takes at most to elect a leader in place of one that died, and us to notice.
 ELECTED_SECONDS = 9.0 + BACK_SECONDS
+
+_RACES = 20
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +261,30 @@ def test_result_of_which_no_word_came(cluster: NatsCluster, app: Celery) -> None
         assert answers == ["told"]
     finally:
         connection.close()
+
+
+def test_one_of_many_creates_a_key(cluster: NatsCluster) -> None:
+    """The others learn that it is there, though its copies are still on their way."""
+    racers = 6
+
+    def create(number: int) -> int:
+        connection = Connection(ConnectOptions.from_url(cluster.url))
+        connection.connect()
+        try:
+            js = JetStream(connection, timeout=ELECTED_SECONDS)
+            js.ensure_topology(NAMES, REPLICAS)
+            bucket, won = Bucket(js, RESULTS), 0
+            for key in range(_RACES):
+                barrier.wait(PATIENCE_SECONDS)
+                try:
+                    bucket.create(f"race-{key}", str(number).encode())
+                    won += 1
+                except KeyExists:
+                    assert bucket.get(f"race-{key}") is not None
+            return won
+        finally:
+            connection.close()
+
+    barrier = threading.Barrier(racers)
+    with ThreadPoolExecutor(racers) as threads:
+        assert sum(threads.map(create, range(racers))) == _RACES
