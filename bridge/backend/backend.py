@@ -179,10 +179,9 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
 
     def delete(self, key: str | bytes) -> None:
         # A purge leaves nothing behind, a KV delete would leave its marker for ever.
-        def work(bucket: Bucket, js: JetStream) -> None:
-            js.api(f"STREAM.PURGE.{bucket.stream}", {"filter": bucket.subject(self._key(key))})
-
-        self._with_bucket(work)
+        self._with_bucket(
+            lambda bucket, js: js.purge((bucket.stream, bucket.subject(self._key(key))))
+        )
 
     # -- results -----------------------------------------------------------------------
 

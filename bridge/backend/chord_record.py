@@ -50,8 +50,7 @@ class ChordRecord:
 
     def reset(self) -> None:
         """Forget an earlier run: a chord that is sent twice has the same ids both times."""
-        self._bucket.purge(self._key(">"))
-        self._purge_counter()
+        self._purge(">")
 
     def set_size(self, size: int) -> None:
         """Say how many parts there are, before the last of them is sent."""
@@ -72,8 +71,11 @@ class ChordRecord:
         ack = self._js.publish(self._counter, b"", headers)
         return int(ack.val or 0)
 
-    def _purge_counter(self) -> None:
-        self._js.api(f"STREAM.PURGE.{self._counters}", {"filter": self._counter})
+    def _purge(self, *patterns: str) -> None:
+        """Remove the matching keys, and the counter."""
+        subjects = [self._bucket.subject(self._key(pattern)) for pattern in patterns]
+        keys = [(self._bucket.stream, subject) for subject in subjects]
+        self._js.purge(*keys, (self._counters, self._counter))
 
     # -- the parts ---------------------------------------------------------------------
 
@@ -137,8 +139,7 @@ class ChordRecord:
             self._forget_parts()
 
     def _forget_parts(self) -> None:
-        self._bucket.purge(self._key("size"), self._key("part.>"), self._key("added.>"))
-        self._purge_counter()
+        self._purge("size", "part.>", "added.>")
 
 
 def new_holder(part: str) -> str:

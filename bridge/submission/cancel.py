@@ -99,10 +99,7 @@ class Canceller:
     def _cancel_waiting(self, js: JetStream, task_id: str, stored: Stored) -> Cancellation:
         # The tombstone is first: from here on no worker starts the task, whatever comes after.
         self._leave_tombstone(js, task_id)
-        js.api(
-            f"STREAM.PURGE.{self._names.task_stream}",
-            {"filter": self._names.task_schedules(task_id)},
-        )
+        js.purge((self._names.task_stream, self._names.task_schedules(task_id)))
         _broadcast_revoke(js.connection, self._names, task_id, terminate=False)
         if not self._record_revoked(js, task_id, stored.result_sequence):
             now = read(js, self._names, task_id).known

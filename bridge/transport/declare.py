@@ -189,10 +189,7 @@ class DeclaringChannel(base.StdChannel):
         return scheduled + self._purge(names.queue_subjects(queue))
 
     def _purge(self, subjects: str) -> int:
-        answer = self.broker.js.api(
-            f"STREAM.PURGE.{self.broker.names.task_stream}", {"filter": subjects}
-        )
-        return int(answer["purged"])
+        return self.broker.js.purge((self.broker.names.task_stream, subjects))
 
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any

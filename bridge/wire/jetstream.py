@@ -223,6 +223,19 @@ class JetStream:
         pending, last = end.headers["Nats-Num-Pending"], end.headers["Nats-Last-Sequence"]
         return messages, int(last) + 1 if int(pending) else None
 
+    def purge(self, *places: tuple[str, str]) -> int:
+        """Remove what lies in places (stream, subject with wildcards) now; return how much it was.
+
+        A server that was frozen may do it long after nobody waits for it any more. So it is told
+        how far to go, and takes nothing that came since.
+        """
+        infos = self.api_many((f"STREAM.INFO.{stream}", None) for stream, _ in places)
+        answers = self.api_many(
+            (f"STREAM.PURGE.{stream}", {"filter": subject, "seq": info["state"]["last_seq"] + 1})
+            for (stream, subject), info in zip(places, infos, strict=True)
+        )
+        return sum(answer["purged"] for answer in answers)
+
     def ensure_stream(self, config: Mapping[str, Any]) -> None:
         """Create the stream; bring an existing one to what we require of it.
 

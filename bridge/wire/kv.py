@@ -162,13 +162,6 @@ class Bucket:
             if not page or len(found) >= info.get("total", 0):
                 return found
 
-    def purge(self, *patterns: str) -> None:
-        """Remove the matching keys and leave no marker."""
-        self._js.api_many(
-            (f"STREAM.PURGE.{self.stream}", {"filter": self.subject(pattern)})
-            for pattern in patterns
-        )
-
     def delete(self, key: str) -> None:
         self._js.publish(self.subject(key), b"", _DELETE)
 

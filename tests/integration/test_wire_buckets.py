@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
@@ -211,3 +212,22 @@ def test_foreign_stream_that_holds_our_subjects_is_explained(
 
     with pytest.raises(JetStreamError, match="overlap"):
         js.ensure_topology(names)
+
+
+def test_a_late_purge_takes_nothing_newer(
+    js: JetStream, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen server wakes and does what nobody waits for any more: chords would lose parts."""
+    for key in ("a.1", "a.2", "b.1"):
+        bucket.put(key, b"old")
+    ask = js.api_many
+
+    def ask_late(calls: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+        answers = ask(calls)
+        bucket.put("a.2", b"new")
+        return answers
+
+    monkeypatch.setattr(js, "api_many", ask_late)
+    assert js.purge((bucket.stream, bucket.subject("a.>"))) == 1
+
+    assert bucket.items() == {"a.2": b"new", "b.1": b"old"}
