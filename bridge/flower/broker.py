@@ -12,11 +12,11 @@ from bridge.names import Names
 from bridge.records import WorkerRecord
 from bridge.transport import Transport
 from bridge.transport.broker import BrokerConnection
+from bridge.transport.stored import CONSUMER_NOT_FOUND
 from bridge.wire import Bucket, JetStream, JetStreamError
 
 logger = logging.getLogger("nats")
 
-_CONSUMER_NOT_FOUND = 10014
 _decode_worker = msgspec.json.Decoder(WorkerRecord).decode
 
 
@@ -51,9 +51,9 @@ class NatsBroker:
 
 def _queue(broker: BrokerConnection, name: str, consumers: int) -> dict[str, Any]:
     try:
-        infos = broker.js.api_many(broker.consumer_endpoints("INFO", name))
+        infos = broker.stored_queues.infos(name)
     except JetStreamError as error:
-        if error.err_code != _CONSUMER_NOT_FOUND:
+        if error.err_code != CONSUMER_NOT_FOUND:
             raise
         infos = []  # no worker has asked for this queue yet
     ready = sum(info["num_pending"] for info in infos)

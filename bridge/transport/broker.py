@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bridge.errors import NatsConnectionError
-from bridge.names import PRIORITIES, Names
-from bridge.transport.arguments import QueueArguments
+from bridge.names import Names
 from bridge.transport.dead import DeadLetters
 from bridge.transport.exchange import BindingTable
 from bridge.transport.keeper import IN_PROGRESS, NAK, Keeper
 from bridge.transport.leftovers import Leftovers, leftovers_of
+from bridge.transport.stored import StoredQueues
 from bridge.transport.transient import TransientQueue
-from bridge.wire import Connection, ConnectOptions, JetStream, JetStreamError
+from bridge.wire import Connection, ConnectOptions, JetStream
 
 if TYPE_CHECKING:
     from bridge.transport.channel import Channel
@@ -39,12 +39,6 @@ _GATHER_SECONDS = 0.002
 #: A broken connection may have taken the last acknowledgements along, and a killed server what it
 #: had not stored of them. So many are sent again, which does no harm.
 _RESENT_ACKS = 1000
-#: JetStream's error for a consumer that is there with another configuration
-_CONSUMER_EXISTS = 10148
-#: ... and for one that is not there
-CONSUMER_NOT_FOUND = 10014
-#: JetStream's own limit for waiting pulls is 512, and it cannot be raised later.
-_MAX_WAITING_PULLS = 16_384
 
 
 class BrokerConnection:
@@ -67,7 +61,6 @@ class BrokerConnection:
     ) -> None:
         self.client: Any = None
         self.names = names
-        self.ack_wait = ack_wait
         self.wire = Connection(options)
         self.js = JetStream(self.wire, timeout)
         self.wire.connect()
@@ -79,8 +72,7 @@ class BrokerConnection:
         self.bindings = BindingTable(self.js, names)
         self.dead = DeadLetters(self.js, names, max_deliveries)
         self.exchange_types: dict[str, str] = {}
-        #: stored queues that are known to exist
-        self.stored_queues: dict[str, QueueArguments] = {}
+        self.stored_queues = StoredQueues(self.js, names, ack_wait)
         #: queues in memory: they belong to the connection, and its channels share them
         self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []
@@ -183,75 +175,6 @@ class BrokerConnection:
             channel.abandon()
         if self._leftovers is None:
             self.channels.clear()
-
-    # -- stored queues -----------------------------------------------------------------
-
-    def declare_queue(
-        self, queue: str, arguments: QueueArguments | None = None, *, consume: bool = False
-    ) -> int:
-        """Create the consumers of a queue in JetStream; return how many messages wait in it.
-
-        Existing ones are brought to our `ack_wait` only by who will `consume`: a publisher with
-        another setting must not take deliveries from workers that keep them at their own pace.
-        `arguments` are those of the first to declare; None are the ones it already has.
-        """
-        known = self.stored_queues.get(queue) or arguments
-        if known is None:
-            known = self._known_arguments(queue)
-        try:
-            answers = self.js.api_many(
-                self._consumer_call(queue, p, known, consume) for p in PRIORITIES
-            )
-        except JetStreamError as error:
-            if error.err_code != _CONSUMER_EXISTS:
-                raise
-            answers = self.queue_info(queue)
-        self._note(queue, answers)
-        return sum(answer["num_pending"] for answer in answers)
-
-    def _known_arguments(self, queue: str) -> QueueArguments:
-        try:
-            self.queue_info(queue)
-        except JetStreamError as error:
-            if error.err_code != CONSUMER_NOT_FOUND:
-                raise
-            return QueueArguments()
-        return self.stored_queues[queue]
-
-    def queue_info(self, queue: str) -> list[dict[str, Any]]:
-        """Return what the server knows of a queue, by priority. Raises JetStreamError."""
-        answers = self.js.api_many(self.consumer_endpoints("INFO", queue))
-        self._note(queue, answers)
-        return answers
-
-    def _note(self, queue: str, answers: list[dict[str, Any]]) -> None:
-        self.stored_queues[queue] = QueueArguments.from_consumer(answers[0]["config"])
-
-    def _consumer_call(
-        self, queue: str, priority: int, arguments: QueueArguments, consume: bool
-    ) -> tuple[str, dict[str, Any]]:
-        names = self.names
-        name, subject = names.consumer(queue, priority), names.task_subject(queue, priority)
-        config = {
-            "durable_name": name,
-            "filter_subject": subject,
-            "ack_policy": "explicit",
-            "ack_wait": int(self.ack_wait * 1e9),
-            # Prefetch is ours to keep, per worker; the server's limit is over all of them.
-            "max_ack_pending": -1,
-            "max_waiting": _MAX_WAITING_PULLS,
-            # A limit here would strand the message in the stream, not end it.
-            "max_deliver": -1,
-            **arguments.consumer_config(),
-        }
-        endpoint = f"CONSUMER.CREATE.{names.task_stream}.{name}.{subject}"
-        body = {"stream_name": names.task_stream, "config": config}
-        return endpoint, body if consume else {**body, "action": "create"}
-
-    def consumer_endpoints(self, verb: str, queue: str) -> list[tuple[str, None]]:
-        """Return the API calls INFO or DELETE of all consumers of a queue."""
-        stream, names = self.names.task_stream, self.names
-        return [(f"CONSUMER.{verb}.{stream}.{names.consumer(queue, p)}", None) for p in PRIORITIES]
 
     # -- events ------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ class Channel(DeclaringChannel):
         names = self.broker.names
         if not exchange and self._is_stored(routing_key):
             fields, payload = encode_message(body, headers=headers, properties=properties)
-            ttl = self.broker.stored_queues[routing_key].message_ttl
+            ttl = self.broker.stored_queues.arguments[routing_key].message_ttl
             return [addressed(names, routing_key, headers, properties, fields, payload, ttl)], None
         properties = {**properties, "exchange": exchange, "routing_key": routing_key}
         fields, payload = encode_message(body, headers=headers, properties=properties)
@@ -184,7 +184,7 @@ class Channel(DeclaringChannel):
 
             transient.consume((self.channel_id, tag), take)
             return tag
-        self.broker.declare_queue(queue, consume=True)
+        self.broker.stored_queues.declare(queue, consume=True)
         self.intake.consume(tag, queue, self._taker(queue, tag, no_ack, callback))
         return tag
 

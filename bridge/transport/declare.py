@@ -13,8 +13,9 @@ from kombu.transport import base
 
 from bridge.names import EVENT_EXCHANGE
 from bridge.transport.arguments import QueueArguments, warn_of_ignored
-from bridge.transport.broker import CONSUMER_NOT_FOUND, BrokerConnection
+from bridge.transport.broker import BrokerConnection
 from bridge.transport.exchange import EXCHANGE_TYPES, Binding
+from bridge.transport.stored import CONSUMER_NOT_FOUND
 from bridge.transport.transient import TransientQueue
 from bridge.wire.jetstream import JetStreamError
 
@@ -114,7 +115,7 @@ class DeclaringChannel(base.StdChannel):
             self._unbound.add(queue)
         warn_of_ignored(queue, arguments)
         kept = QueueArguments.of(arguments, auto_delete=auto_delete)
-        return queue_declare_ok_t(queue, self.broker.declare_queue(queue, kept), 0)
+        return queue_declare_ok_t(queue, self.broker.stored_queues.declare(queue, kept), 0)
 
     def _hold_in_memory(self, queue: str, auto_delete: bool) -> None:
         made = TransientQueue(self.broker, queue, auto_delete=auto_delete)
@@ -125,7 +126,7 @@ class DeclaringChannel(base.StdChannel):
 
     def _infos(self, queue: str) -> list[dict[str, Any]]:
         try:
-            return self.broker.queue_info(queue)
+            return self.broker.stored_queues.infos(queue)
         except JetStreamError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
@@ -135,7 +136,7 @@ class DeclaringChannel(base.StdChannel):
         return sum(info["num_pending"] for info in self._infos(queue))
 
     def _is_stored(self, queue: str) -> bool:
-        if queue in self.broker.stored_queues:
+        if queue in self.broker.stored_queues.arguments:
             return True
         try:
             self._infos(queue)
@@ -144,7 +145,8 @@ class DeclaringChannel(base.StdChannel):
         return True
 
     def _message_ttl(self, queue: str) -> float | None:
-        return self.broker.stored_queues[queue].message_ttl if self._is_stored(queue) else None
+        known = self.broker.stored_queues.arguments
+        return known[queue].message_ttl if self._is_stored(queue) else None
 
     def queue_bind(self, queue: str, exchange: str = "", routing_key: str = "", **_: Any) -> None:
         if not exchange:
@@ -206,7 +208,6 @@ class DeclaringChannel(base.StdChannel):
             self._transient.pop(queue, None)
             transient.close()
             return waiting
-        connection = self.broker
         if if_empty or if_unused:
             try:
                 infos = self._infos(queue)
@@ -217,14 +218,8 @@ class DeclaringChannel(base.StdChannel):
             if (if_unused and used) or (if_empty and any(info["num_pending"] for info in infos)):
                 return 0
         purged = self.queue_purge(queue)
-        connection.bindings.remove(queue=queue)
-        connection.stored_queues.pop(queue, None)
-        for call in connection.consumer_endpoints("DELETE", queue):
-            try:
-                connection.js.api_many([call])
-            except JetStreamError as error:
-                if error.err_code != CONSUMER_NOT_FOUND:
-                    raise
+        self.broker.bindings.remove(queue=queue)
+        self.broker.stored_queues.delete(queue)
         return purged
 
     def after_reply_message_received(self, queue: str) -> None:

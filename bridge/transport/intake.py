@@ -128,14 +128,14 @@ class Intake:
         its owner opens another, which makes a lost stream again, and keeps what runs meanwhile.
         """
         try:
-            self._connection.declare_queue(queue, consume=True)
+            self._connection.stored_queues.declare(queue, consume=True)
         except JetStreamError as error:
             self._connection.wire.close()
             raise NatsConnectionError(f"queue {queue} has been lost: {error}") from error
 
     def fetch_one(self, queue: str) -> Delivery | None:
         """Take one message, the highest priority first. Raises amqp's NotFound."""
-        for endpoint, _ in self._connection.consumer_endpoints("MSG.NEXT", queue):
+        for endpoint in self._connection.stored_queues.endpoints("MSG.NEXT", queue):
             [message] = self._connection.wire.collect(
                 f"$JS.API.{endpoint}", b'{"batch":1,"no_wait":true}', lambda _: True
             )

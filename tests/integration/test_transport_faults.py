@@ -156,7 +156,7 @@ def test_delivery_of_a_frozen_process_comes_back(
 def kept_seconds(connection: Connection, name: str) -> set[float]:
     """The ack_wait of a queue's consumers, as the server has it."""
     broker = connection.connection
-    infos = broker.js.api_many(broker.consumer_endpoints("INFO", name))
+    infos = broker.stored_queues.infos(name)
     return {info["config"]["ack_wait"] / 1e9 for info in infos}
 
 

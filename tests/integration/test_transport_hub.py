@@ -129,5 +129,5 @@ def test_gathered_acks_are_sent_before_a_connection_closes(
     connection.release()
 
     broker = connect().connection
-    infos = broker.js.api_many(broker.consumer_endpoints("INFO", name))
+    infos = broker.stored_queues.infos(name)
     assert sum(info["num_ack_pending"] for info in infos) == 0

@@ -49,7 +49,7 @@ def consumer_counts(url: str, queue: str) -> tuple[int, int]:
     with Connection(url) as connection:
         connection.connect()
         broker = connection.connection
-        infos = broker.js.api_many(broker.consumer_endpoints("INFO", queue))
+        infos = broker.stored_queues.infos(queue)
     return (
         sum(info["num_pending"] for info in infos),
         sum(info["num_ack_pending"] for info in infos),
