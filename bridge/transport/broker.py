@@ -188,11 +188,6 @@ class BrokerConnection:
         if self._loop is not None and threading.get_ident() != self._loop_thread:
             self._wake()
 
-    @property
-    def ready_count(self) -> int:
-        """Messages that came and were not handed over yet."""
-        return len(self._ready)
-
     def _deliver(self, limit: int) -> int:
         count = 0
         while self._ready and count < limit:

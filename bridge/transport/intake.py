@@ -98,7 +98,7 @@ class Intake:
             credit = self.prefetch - len(self._unacked) - kept - coming
         else:
             # What was handed over no longer counts: fetching goes on as fast as it is taken.
-            credit = _UNLIMITED_CREDIT - self._connection.ready_count - coming
+            credit = _UNLIMITED_CREDIT - self.waiting - coming
         return credit if self.room is None else min(credit, self.room() - self.waiting - coming)
 
     @property
