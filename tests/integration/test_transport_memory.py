@@ -173,6 +173,34 @@ def test_it_ends_with_its_connection(connect: Connect, name: str) -> None:
     assert again.get() is None
 
 
+def test_its_name_is_free_afterwards(connect: Connect, name: str) -> None:
+    """Nothing of it is left in the server, and another connection may use its name."""
+    first = Inbox(connect(), Queue(name, exclusive=True))
+    put(connect(), Queue(name), "one")
+    first.take()
+    first.connection.release()
+
+    second = Inbox(connect(), Queue(name, exclusive=True))
+    put(connect(), Queue(name), "two")
+
+    assert [message.payload for message in second.take()] == ["two"]
+
+
+def test_it_keeps_messages_until_it_is_consumed(connect: Connect, name: str) -> None:
+    """A reply may come before its receiver looks."""
+    connection = connect()
+    queue = Queue(name, exclusive=True).bind(connection.channel())
+    queue.declare()
+    put(connect(), queue, "early", "later")
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.3)
+
+    early = queue.get(no_ack=True)
+
+    assert early.payload == "early"
+    assert queue.purge() == 1
+
+
 def test_threads_may_share_it(connect: Connect, name: str) -> None:
     """Each on a channel of its own: every message comes once, to whoever reads."""
     connection = connect()
