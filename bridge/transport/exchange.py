@@ -10,7 +10,7 @@ import threading
 
 import msgspec
 
-from bridge.names import EVENT_EXCHANGE, Names, escape, unescape
+from bridge.names import EVENT_EXCHANGE, Names, escape
 from bridge.wire import Bucket, JetStream, KeyExists, Message
 from bridge.wire.jetstream import is_gone
 
@@ -57,11 +57,12 @@ class BindingTable:
     def __init__(self, js: JetStream, names: Names) -> None:
         self._js = js
         self._bucket = Bucket(js, names.bucket("bindings"))
-        self._bindings: dict[str, Binding] = {}
+        #: None: deleted while the table was being read
+        self._bindings: dict[str, Binding | None] = {}
         self._is_loaded = False
         self._load_lock = threading.RLock()
 
-    def _loaded(self) -> dict[str, Binding]:
+    def _loaded(self) -> dict[str, Binding | None]:
         if not self._is_loaded:
             with self._load_lock:  # nobody may take a table for complete that is being read
                 if not self._is_loaded:
@@ -71,15 +72,19 @@ class BindingTable:
     def _load(self) -> None:
         # Subscribe first, so that nothing changes unseen between the two.
         self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
-        self._bindings.update((key, _decode(value)) for key, value in self._bucket.items().items())
+        for key, value in self._bucket.items().items():
+            # What was told meanwhile, a deletion too, is newer than this list.
+            self._bindings.setdefault(key, _decode(value))
         self._is_loaded = True
 
     def _on_change(self, message: Message) -> None:
         key = message.subject.removeprefix(self._bucket.change_subject(""))
-        if is_gone(message):
+        if not is_gone(message):
+            self._bindings[key] = _decode(message.payload)
+        elif self._is_loaded:
             self._bindings.pop(key, None)
         else:
-            self._bindings[key] = _decode(message.payload)
+            self._bindings[key] = None
 
     def queues_for(self, exchange: str, routing_key: str) -> set[str]:
         """Return the durable queues a message goes to, each once.
@@ -115,24 +120,25 @@ class BindingTable:
 
     def remove(self, *, queue: str, exchange: str | None = None, key: str | None = None) -> None:
         """Remove a queue's bindings, all of them or those to one exchange and key."""
-        for name, binding in list(self._loaded().items()):
+        for binding in self.all():
             if (
                 binding.queue == queue
                 and exchange in (None, binding.exchange)
                 and key in (None, binding.binding_key)
             ):
-                self._bucket.delete(name)
-                self._loaded().pop(name, None)
+                self._remove(binding)
 
     def remove_exchange(self, exchange: str) -> None:
-        for name in list(self._loaded()):
-            if unescape(name.split(".")[0]) == exchange:
-                self._bucket.delete(name)
-                self._loaded().pop(name, None)
+        for binding in self.for_exchange(exchange):
+            self._remove(binding)
+
+    def _remove(self, binding: Binding) -> None:
+        self._bucket.delete(binding.bucket_key)
+        self._bindings.pop(binding.bucket_key, None)
 
     def all(self) -> list[Binding]:
         # A list at once: another thread may read of a change meanwhile.
-        return list(self._loaded().values())
+        return [binding for binding in list(self._loaded().values()) if binding is not None]
 
     def for_exchange(self, exchange: str) -> list[Binding]:
         return [b for b in self.all() if b.exchange == exchange]

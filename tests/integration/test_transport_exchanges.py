@@ -240,3 +240,26 @@ def test_message_for_nobody_is_dropped(connect: Connect, name: str) -> None:
         Producer(channel).publish(1, routing_key=f"{name}-nowhere")
 
     assert connection.connected
+
+
+def test_what_changes_while_bindings_are_read_counts(
+    connect: Connect, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list on its way is older than the news of a binding that was removed or made anew."""
+    gone, kept = (Queue(f"{name}-{number}", Exchange(name), "key") for number in range(2))
+    other, broker = connect(), connect().connection
+    for queue in (gone, kept):
+        queue.bind(other.channel()).declare()
+    read = broker.bindings._bucket.items
+
+    def change_meanwhile() -> dict[str, bytes]:
+        listed: dict[str, bytes] = read()
+        gone.bind(other.channel()).delete()
+        Queue(kept.name, Exchange(name, "topic"), "key").bind(other.channel()).declare()
+        broker.wire.flush()
+        return listed
+
+    monkeypatch.setattr(broker.bindings._bucket, "items", change_meanwhile)
+
+    bindings = broker.bindings.for_exchange(name)
+    assert [(one.queue, one.exchange_type) for one in bindings] == [(kept.name, "topic")]
