@@ -153,10 +153,10 @@ class DeclaringChannel(base.StdChannel):
             return
         exchange_type = self._exchange_type(exchange)
         if queue in self._unbound:
-            self._unbound.discard(queue)
             if queue not in self._transient and _is_for_those_present(exchange, exchange_type):
                 self.queue_delete(queue, if_unused=True, if_empty=True)
                 self._hold_in_memory(queue, auto_delete=True)
+            self._unbound.discard(queue)  # not before: who could not do this tries again
         if queue in self._transient:
             self._transient[queue].bind(exchange, exchange_type, routing_key)
         else:

@@ -96,19 +96,29 @@ class TransientQueue:
             if first == binding:
                 self.put(Waiting(-_priority_of(message), next(self._numbers), message))
 
+        wire = self._broker.wire
         subjects = self._broker.names.binding_subjects(exchange, exchange_type, key)
-        self._sids[exchange, exchange_type, key] = [
-            self._broker.wire.subscribe(subject, receive) for subject in subjects
-        ]
-        # Whoever is told of this queue may publish on another connection at once.
-        self._broker.wire.flush()
+        sids = [wire.subscribe(subject, receive) for subject in subjects]
+        self._sids[exchange, exchange_type, key] = sids
+        try:
+            # Whoever is told of this queue may publish on another connection at once.
+            wire.flush()
+        except BaseException:
+            # Tried again, it must not be taken for done.
+            self._stop_listening(exchange, binding)
+            raise
 
     def unbind(self, exchange: str, key: str) -> None:
         with self._bind_lock:
             for binding in [b for b in self._bindings.get(exchange, []) if b[1] == key]:
-                self._bindings[exchange].remove(binding)
-                for sid in self._sids.pop((exchange, *binding)):
-                    self._broker.wire.unsubscribe(sid)
+                self._stop_listening(exchange, binding)
+
+    def _stop_listening(self, exchange: str, binding: tuple[str, str]) -> None:
+        bindings = self._bindings.get(exchange, [])
+        if binding in bindings:  # and not where another thread has closed this queue
+            bindings.remove(binding)
+        for sid in self._sids.pop((exchange, *binding), []):
+            self._broker.wire.unsubscribe(sid)
 
     @property
     def message_count(self) -> int:
@@ -166,7 +176,7 @@ class TransientQueue:
         return purged
 
     def close(self) -> None:
-        for sids in self._sids.values():
+        for sids in list(self._sids.values()):
             for sid in sids:
                 self._broker.wire.unsubscribe(sid)
         self._sids.clear()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
 from kombu import Connection, Queue
 from kombu.common import Broadcast
 
+from bridge.errors import NatsTimeout
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
+from tests.support.nats import NatsServer
 
 
 def put(connection: Connection, queue: Queue, *bodies: Any) -> None:
@@ -199,6 +203,38 @@ def test_it_keeps_messages_until_it_is_consumed(connect: Connect, name: str) -> 
 
     assert early.payload == "early"
     assert queue.purge() == 1
+
+
+def test_what_the_server_did_not_answer_is_not_taken_for_done(
+    connect: Connect, nats_server: NatsServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked again, a declaration and a first or second binding wait for the server again."""
+    connection = connect(nats_server.url)
+    broker, channel = connection.connection, connection.channel()
+    channel.exchange_declare(name, "fanout")
+    channel.queue_declare("here", exclusive=True)
+    channel.queue_declare("news", auto_delete=True)  # in memory once it is bound
+    subscribed = len(broker.wire._callbacks)
+    steps: list[Callable[[], object]] = [
+        lambda: channel.queue_declare("late", exclusive=True),
+        lambda: channel.queue_bind("here", name),
+        lambda: channel.queue_bind("news", name),
+    ]
+
+    with monkeypatch.context() as patch, nats_server.frozen():
+        patch.setattr(broker.js, "timeout", 0.1)
+        patch.setattr(broker.wire, "flush", partial(broker.wire.flush, 0.1))
+        for step in steps * 2:
+            with pytest.raises(NatsTimeout):
+                step()
+    assert len(broker.wire._callbacks) == subscribed
+    for step in steps:
+        step()
+
+    assert set(broker.transient) == {"here", "late", "news"}
+    connection.Producer().publish("once", exchange=name)
+    for queue in ("here", "news"):
+        assert channel.queue_declare(queue, passive=True).message_count == 1
 
 
 def test_threads_may_share_it(connect: Connect, name: str) -> None:
