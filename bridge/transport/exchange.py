@@ -64,6 +64,7 @@ class BindingTable:
 
     def _loaded(self) -> dict[str, Binding | None]:
         if not self._is_loaded:
+            self._js.connection.require_usable()
             with self._load_lock:  # nobody may take a table for complete that is being read
                 if not self._is_loaded:
                     self._load()

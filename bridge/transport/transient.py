@@ -78,6 +78,7 @@ class TransientQueue:
 
     def bind(self, exchange: str, exchange_type: str, key: str) -> None:
         """Listen for one binding; done when the server knows. Idempotent, as AMQP's."""
+        self._broker.wire.require_usable()
         with self._bind_lock:  # nobody may take for done what another thread has begun
             bindings = self._bindings.setdefault(exchange, [])
             if (exchange_type, key) not in bindings:
@@ -109,6 +110,7 @@ class TransientQueue:
             raise
 
     def unbind(self, exchange: str, key: str) -> None:
+        self._broker.wire.require_usable()
         with self._bind_lock:
             for binding in [b for b in self._bindings.get(exchange, []) if b[1] == key]:
                 self._stop_listening(exchange, binding)

@@ -121,6 +121,13 @@ class Connection:
         """False once the connection is known to be closed or broken."""
         return self._pipe is not None and self._pipe.is_open
 
+    def require_usable(self) -> None:
+        """Raise NatsConnectionError once closed, and after a fork.
+
+        To be called before taking any lock, which a thread of our parent may have held at the fork.
+        """
+        self._opened().usable()
+
     def fileno(self) -> int:
         return self._opened().usable().fileno()
 
@@ -205,7 +212,7 @@ class Connection:
     def _fill(
         self, timeout: float | None, done: Callable[[], object] = bool, *, answer: bool = False
     ) -> bool:
-        self._opened().usable()  # before any lock, see Pipe
+        self.require_usable()
         read = self._read_answer if answer else self._read_and_dispatch
         return self._turns.read(read, timeout, done)
 
@@ -374,7 +381,7 @@ class Connection:
 
     def _ping(self) -> int:
         """Send PING; return how many PONGs will have been seen when it is answered."""
-        self._opened().usable()  # before the lock, see Pipe
+        self.require_usable()
         with self._order_lock:  # counted in the order in which they go out
             self._pongs_awaited += 1
             self._write(PING)
@@ -396,7 +403,7 @@ class Connection:
 
     def _ensure_inbox(self) -> None:
         if not self._inbox_sid:
-            self._opened().usable()  # before the lock, see Pipe
+            self.require_usable()
             with self._order_lock:  # no request of another thread may overtake the subscription
                 self._inbox_sid = self._inbox_sid or self.subscribe(
                     f"{self._inbox}.*", self._on_reply

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn
 
+import pytest
 from kombu import Exchange, Producer, Queue
 
 from bridge.errors import NatsConnectionError
@@ -78,6 +83,48 @@ def test_publishing_beside_a_thread_that_consumes(connect: Connect, name: str) -
 
     assert slowest < PROMPT_SECONDS
     assert sorted(bodies) == list(range(EACH))
+
+
+def test_forked_child_waits_for_no_thread_of_its_parent(connect: Connect, name: str) -> None:
+    """Locks that a thread held at the fork stay held in the child, which is told not to go on."""
+    connection = connect()
+    channel, broker = connection.channel(), connection.connection
+    channel.queue_declare(name, exclusive=True)
+    uses: list[Callable[[], object]] = [
+        lambda: Producer(channel).publish(0, exchange=name),
+        lambda: channel.queue_bind(name, name),
+        lambda: channel.queue_unbind(name, name),
+    ]
+    channel.exchange_declare(name)
+    holds, forked = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with broker.bindings._load_lock, broker.transient[name]._bind_lock:
+            holds.set()
+            forked.wait(PATIENCE_SECONDS)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hold)
+        holds.wait(PATIENCE_SECONDS)
+        child = os.fork()
+        if child == 0:
+            _fail_in_fork(uses)
+        forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def _fail_in_fork(uses: Iterable[Callable[[], object]]) -> NoReturn:
+    """End this process, with 0 where every use has failed at once as one after a fork."""
+    status = 1
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(int(PROMPT_SECONDS))
+    try:
+        for use in uses:
+            with pytest.raises(NatsConnectionError, match="before a fork"):
+                use()
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def test_broken_connection_is_told_to_every_thread(connect: Connect, name: str) -> None:
