@@ -6,7 +6,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from bridge.transport.keeper import IN_PROGRESS, NAK, Keeper
 from bridge.transport.leftovers import Leftovers, leftovers_of
 from bridge.transport.stored import StoredQueues
 from bridge.transport.transient import TransientQueue
+from bridge.transport.waker import Waker
 from bridge.wire import Connection, ConnectOptions, JetStream
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class BrokerConnection:
         self._ahead = 0
         self._arrivals = itertools.count()
         self._loop: Any = None
-        self._wake_reader = self._wake_writer = -1
+        #: None without a loop
+        self._waker: Waker | None = None
         self._loop_thread = 0
         #: subject, payload and reply subject of acks and pulls
         self._outgoing: deque[tuple[str, bytes, str]] = deque()
@@ -260,12 +261,11 @@ class BrokerConnection:
         Tasks must reach Celery from a reader's callback: what is handed to the pool during
         `on_tick` may miss the pool's own turn there and lie until the next event.
         """
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
+        self._waker = Waker()
         self._loop_thread = threading.get_ident()
         self._loop = loop  # from now on other threads may wake it
         loop.add_reader(self.wire.fileno(), self._on_readable)
-        loop.add_reader(self._wake_reader, self._on_woken)
+        loop.add_reader(self._waker.fileno(), self._on_woken)
         loop.on_tick.add(self.tick)
         if self._ready:
             self._wake()
@@ -277,23 +277,24 @@ class BrokerConnection:
             self._wake()
 
     def _on_woken(self) -> None:
-        os.read(self._wake_reader, 4096)
+        if self._waker is not None:
+            self._waker.clear()
         self._on_readable()
 
     def _wake(self) -> None:
         # A request on this connection may have read deliveries along the way; the socket will
         # not become readable for those again.
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-            os.write(self._wake_writer, b"w")
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
 
     def _unregister(self) -> None:
         loop, self._loop = self._loop, None
-        if loop is None:
+        waker, self._waker = self._waker, None
+        if loop is None or waker is None:
             return
         loop.on_tick.discard(self.tick)
-        loop.remove_reader(self._wake_reader)
-        os.close(self._wake_reader)
-        os.close(self._wake_writer)
+        loop.remove_reader(waker.fileno())
 
     def tick(self) -> None:
         """Ask for more and send what has gathered. Raises NatsConnectionError."""

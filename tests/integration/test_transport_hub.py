@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -82,6 +86,26 @@ def test_what_another_thread_gives_back_wakes_the_hub(
     connect().Producer().publish(0, routing_key=name)
 
     assert turn_until(hub, lambda: len(received) == 20) < 10
+
+
+def test_what_wakes_the_hub_too_late_writes_into_no_other_file(connect: Connect, hub: Hub) -> None:
+    """A thread may be about to wake it when the connection goes and its pipe's number is reused."""
+    connection = connect()
+    connection.register_with_event_loop(hub)
+    broker = connection.connection
+    waker = broker._waker  # what a thread has that is about to write
+    number = waker.fileno()
+    broker.collect()
+    with ExitStack() as files:
+        others = [files.enter_context(end) for _ in range(4) for end in socket.socketpair()]
+
+        waker.wake()
+        broker._wake()
+
+        assert select.select(others, [], [], 0)[0] == []
+    del waker
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(number)
 
 
 def test_acks_and_pulls_of_a_moment_go_out_together(
