@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-from bridge.errors import NatsAuthError, NatsConnectionError, NatsPermissionError, NatsTimeout
+from bridge.errors import NatsAuthError, NatsConnectionError, NatsTimeout
 from bridge.wire.handshake import complaint, greet
 from bridge.wire.options import ConnectOptions
 from bridge.wire.pipe import Pipe
@@ -37,7 +37,7 @@ from bridge.wire.protocol import (
     encode_subscribe,
     encode_unsubscribe,
 )
-from bridge.wire.refusals import is_operation_refused
+from bridge.wire.refusals import Refusals, Waiter, is_operation_refused
 from bridge.wire.turns import Turns
 
 logger = logging.getLogger("nats")
@@ -68,6 +68,7 @@ class Connection:
         self._callbacks: dict[int, Callback] = {}
         self._sids = itertools.count(1)
         self._inbox = f"_INBOX.{os.urandom(11).hex()}"
+        self._reply_subjects = f"{self._inbox}.*"
         self._inbox_sid = 0
         self._reply_numbers = itertools.count(1)
         self._inboxes = itertools.count()
@@ -78,7 +79,7 @@ class Connection:
         self._order_lock = threading.RLock()
         self._pongs_awaited = 0
         self._pongs_seen = 0
-        self._violation = ""
+        self._refusals = Refusals()
         self._silent_since = time.monotonic()
 
     # -- life cycle --------------------------------------------------------------------
@@ -257,26 +258,25 @@ class Connection:
 
     def _complaint(self, error: ServerError) -> None:
         if is_operation_refused(error.text):
-            # Whoever waits for an answer learns the reason.
-            self._violation = error.text
+            self._refusals.tell(error.text)
             logger.warning("NATS refused an operation: %s", error.text)
             return
         self.close()
         raise complaint(error.text)
 
-    def _read_until(self, done: Callable[[], object], deadline: float) -> None:
+    def _read_until(self, done: Callable[[], object], waiter: Waiter, deadline: float) -> None:
         """Read and dispatch until `done()` is true. Raises NatsTimeout, NatsPermissionError."""
+
+        def ended() -> object:
+            return done() or waiter.refusal
+
         late_reads = _LATE_READS
         while not done():
-            if self._violation:
-                text, self._violation = self._violation, ""
-                raise NatsPermissionError(
-                    f"NATS refused the operation ({text}): give its user this permission"
-                )
+            waiter.check()
             left = deadline - time.monotonic()
             if left > 0:
-                self._fill(left, done, answer=True)
-            elif late_reads and self._fill(0, done):
+                self._fill(left, ended, answer=True)
+            elif late_reads and self._fill(0, ended):
                 late_reads -= 1
             else:
                 raise NatsTimeout(_NO_ANSWER)
@@ -308,23 +308,24 @@ class Connection:
         Messages for other subscriptions that arrive meanwhile go to their callbacks. Raises
         NatsConnectionError when the connection broke.
         """
-        self._ensure_inbox()
+        requests = list(requests)
+        tokens = [f"{self._inbox}.{next(self._reply_numbers)}" for _ in requests]
         limit = self._max_payload
-        frames: list[bytes] = []
-        tokens: list[str] = []
-        for subject, payload, headers in requests:
-            token = f"{self._inbox}.{next(self._reply_numbers)}"
-            frames.append(encode_publish(subject, payload, headers, token, limit))
-            tokens.append(token)
+        frames = b"".join(
+            encode_publish(*request, token, limit)
+            for request, token in zip(requests, tokens, strict=True)
+        )
+        asked = [subject for subject, _, _ in requests]
         replies = self._replies
         replies.update(dict.fromkeys(tokens))
-        self._violation = ""
         try:
-            self._write(b"".join(frames))
-            deadline = time.monotonic() + timeout
-            with contextlib.suppress(NatsTimeout):
-                for token in tokens:
-                    self._read_until(partial(replies.get, token), deadline)
+            with self._refusals.waiting(self._reply_subjects, *asked) as waiter:
+                self._ensure_inbox()
+                self._write(frames)
+                deadline = time.monotonic() + timeout
+                with contextlib.suppress(NatsTimeout):
+                    for token in tokens:
+                        self._read_until(partial(replies.get, token), waiter, deadline)
             return [replies[token] for token in tokens]
         finally:
             for token in tokens:
@@ -348,19 +349,21 @@ class Connection:
                 ended = is_last(message)
 
         inbox = self.new_inbox()
-        sid = self.subscribe(inbox, receive)
-        self._violation = ""
-        try:
-            self.publish(subject, payload, reply=inbox)
-            self._read_until(lambda: ended, time.monotonic() + timeout)
-        finally:
-            self.unsubscribe(sid)
+        with self._refusals.waiting(inbox, subject) as waiter:
+            sid = self.subscribe(inbox, receive)
+            try:
+                self.publish(subject, payload, reply=inbox)
+                self._read_until(lambda: ended, waiter, time.monotonic() + timeout)
+            finally:
+                self.unsubscribe(sid)
         return answers
 
     def flush(self, timeout: float = 2.0) -> None:
         """Return when the server has processed everything sent so far. Raises NatsTimeout."""
-        target = self._ping()
-        self._read_until(lambda: self._pongs_seen >= target, time.monotonic() + timeout)
+        with self._refusals.waiting() as waiter:
+            target = self._ping()
+            deadline = time.monotonic() + timeout
+            self._read_until(lambda: self._pongs_seen >= target, waiter, deadline)
 
     def check_peer(self, silence_seconds: float) -> bool:
         """Ping; close the connection when nothing came for `silence_seconds`. Any thread.
@@ -406,7 +409,7 @@ class Connection:
             self.require_usable()
             with self._order_lock:  # no request of another thread may overtake the subscription
                 self._inbox_sid = self._inbox_sid or self.subscribe(
-                    f"{self._inbox}.*", self._on_reply
+                    self._reply_subjects, self._on_reply
                 )
 
     def _on_reply(self, message: Message) -> None:

@@ -1,8 +1,13 @@
-"""Refusals: what a user may not do, and what helps against JetStream's, by its number. Pure."""
+"""Refusals: what a user may not do and who is told; what helps against JetStream's. Pure."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
+
+from bridge.errors import NatsPermissionError
 
 STREAM_NOT_FOUND: Final = 10059
 MAXIMUM_CONSUMERS: Final = 10026
@@ -23,6 +28,55 @@ _ADVICE: Final[dict[int, str]] = {
     10076: "start nats-server with -js; one whose disk fails switches JetStream off by itself",
     10113: f"create the streams beforehand, each with a max_bytes of your own {_NEEDED}",
 }
+
+_SUBJECT: Final = re.compile(r'"([^"]*)"')
+
+
+class Waiter:
+    """Who waits for answers about some subjects, and why in vain once the server refused one."""
+
+    __slots__ = ("refusal", "subjects")
+
+    def __init__(self, subjects: tuple[str, ...]) -> None:
+        self.subjects = subjects
+        #: the server's words
+        self.refusal = ""
+
+    def check(self) -> None:
+        """Raise NatsPermissionError once the server has refused."""
+        if self.refusal:
+            raise NatsPermissionError(
+                f"NATS refused the operation ({self.refusal}): give its user this permission"
+            )
+
+
+class Refusals:
+    """Gives each refusal on a connection to whom it concerns. Any thread.
+
+    The server names the subject and no request: whoever waits for an answer on that subject is
+    told. Of what nobody waits for, like a subscription, everyone who waits is told.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: list[Waiter] = []
+
+    @contextmanager
+    def waiting(self, *subjects: str) -> Iterator[Waiter]:
+        """Return who is told meanwhile; without subjects, only of what nobody else waits for."""
+        waiter = Waiter(subjects)
+        self._waiters.append(waiter)
+        try:
+            yield waiter
+        finally:
+            self._waiters.remove(waiter)
+
+    def tell(self, error_text: str) -> None:
+        named = _SUBJECT.search(error_text)
+        subject = named[1] if named else ""
+        waiters = list(self._waiters)
+        concerned = [waiter for waiter in waiters if subject in waiter.subjects]
+        for waiter in concerned or waiters:
+            waiter.refusal = error_text
 
 
 def is_operation_refused(error_text: str) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import nkeys
 import pytest
 
-from bridge.errors import NatsAuthError, NatsConnectionError
+from bridge.errors import NatsAuthError, NatsConnectionError, NatsPermissionError
 from bridge.names import Names
-from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, Message
 from tests.support.accounts import Identity, Operator
 from tests.support.certificates import Authority
 from tests.support.nats import NatsServer
+from tests.support.wire import PATIENCE_SECONDS, connected, read_until
 
 #: The time limit of a connection attempt, and what the machine may add to it.
 CONNECT_SECONDS = 2.0
@@ -147,20 +149,31 @@ def test_login_that_expires_ends_the_connection(start_server: StartServer, tmp_p
 
 
 def test_permission_that_lacks_is_told_to_who_waits(start_server: StartServer) -> None:
-    """A refused publish fails its request at once, by name, and the connection goes on."""
+    """A refused publish fails its request at once, by name, and no other; a subscription the next.
+
+    The connection goes on.
+    """
     server = start_server(
         "authorization { users: [ { user: u, password: p, permissions: {\n"
-        '  publish: { deny: "secret" } } } ] }\n'
+        '  publish: { deny: "secret" }, subscribe: { deny: "hidden" } } } ] }\n'
     )
-    connection = Connection(options(server, user="u", password="p"))
-    connection.connect()
-    try:
-        with pytest.raises(NatsAuthError, match='Publish to "secret"'):
-            connection.request("secret", b"", timeout=10)
+    login = {"user": "u", "password": "p"}
+    asked: list[Message] = []
+    with connected(server.url, **login) as connection, connected(server.url, **login) as service:
+        service.subscribe("slow", asked.append)
+        service.flush()
+        with ThreadPoolExecutor(1) as threads:
+            other = threads.submit(connection.request, "slow", timeout=PATIENCE_SECONDS)
+            read_until(service, lambda: asked)  # the other thread waits, and reads for both
+            with pytest.raises(NatsPermissionError, match='Publish to "secret"'):
+                connection.request("secret", timeout=PATIENCE_SECONDS)
+            service.publish(asked[0].reply, b"late")
+            assert other.result(PATIENCE_SECONDS).payload == b"late"
+        connection.subscribe("hidden", asked.append)
+        with pytest.raises(NatsPermissionError, match='Subscription to "hidden"'):
+            connection.request("slow", timeout=PATIENCE_SECONDS)  # nobody waits for a subscription
         connection.flush()
         assert connection.connected
-    finally:
-        connection.close()
 
 
 def tls_config(authority: Authority, more: str = "", names: str = "IP:127.0.0.1") -> str:
