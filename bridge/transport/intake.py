@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from itertools import count
@@ -39,8 +40,9 @@ class Intake:
         self._connection = connection
         self._tags = count(1)
         self._unacked: dict[int, _Held] = {}
-        #: consumer tag -> pull
+        #: consumer tag -> pull, in turn
         self._pulls: dict[str, QueuePull] = {}
+        self._turns_lock = threading.Lock()
 
     def next_tag(self) -> int:
         return next(self._tags)
@@ -82,7 +84,8 @@ class Intake:
         self.refill()
 
     def cancel(self, consumer_tag: str) -> None:
-        pull = self._pulls.pop(consumer_tag, None)
+        with self._turns_lock:
+            pull = self._pulls.pop(consumer_tag, None)
         if pull is not None:
             pull.stop()
 
@@ -111,15 +114,22 @@ class Intake:
 
         True while messages known to wait are on their way to who takes any number of them.
         """
-        for tag, pull in list(self._pulls.items()):
+        for pull in list(self._pulls.values()):
             if pull.consumer_missing:
                 pull.consumer_missing = False
                 self._declare_again(pull.queue)
-            # None where another thread has cancelled it.
-            if pull.refill() and self._pulls.pop(tag, None) is pull:
-                # Last in turn for the next free slot, so that no queue starves behind another.
-                self._pulls[tag] = pull
+        self.ask_for_more()
         return not self.prefetch and any(pull.fetching for pull in list(self._pulls.values()))
+
+    def ask_for_more(self) -> None:
+        """Ask the server for as many messages as there is room for. Any thread."""
+        for tag, pull in list(self._pulls.items()):
+            if not pull.refill():
+                continue
+            with self._turns_lock:
+                # Last in turn for the next free slot, so that no queue starves behind another.
+                if self._pulls.get(tag) is pull:
+                    self._pulls[tag] = self._pulls.pop(tag)
 
     def _declare_again(self, queue: str) -> None:
         """Make the lost consumers of a queue anew.
@@ -162,7 +172,7 @@ class Intake:
                 pull.on_requeue(held.priority)
             if self._connection.connected and not self._connection.has_loop:
                 # No tick will do it, and the reader may wait for what only this makes come.
-                pull.refill()
+                self.ask_for_more()
 
     def give_back(self, *, forgotten: bool = False) -> None:
         """Requeue everything that is held, or only what belongs to messages that are no more."""

@@ -127,7 +127,7 @@ def test_several_queues_on_one_channel_share_it_fairly(connect: Connect, name: s
     send(sender, queues[0], *["a"] * 200)
     send(sender, queues[1], "b")
 
-    inbox = Inbox(connect(), *queues, prefetch=4)
+    inbox = Inbox(connect(), *queues, prefetch=1)
     seen = 0
     while "b" not in inbox.bodies:
         inbox.wait(seen + 1)[seen].ack()
