@@ -202,6 +202,16 @@ class BrokerConnection:
     def _refill(self) -> bool:
         return any([channel.intake.refill() for channel in list(self.channels)])
 
+    def ask_for_more(self) -> None:
+        """Ask for messages although nothing was settled: there is a use for more. Any thread."""
+        if self._loop is None:
+            # Who reads from a broken connection meets the same error.
+            with contextlib.suppress(NatsConnectionError):
+                for channel in list(self.channels):
+                    channel.intake.ask_for_more()
+        elif threading.get_ident() != self._loop_thread:
+            self._wake()  # for a tick
+
     def drain_events(self, timeout: float | None = None) -> None:
         """Hand over a message and what lies behind it; wait up to `timeout` seconds for the first.
 

@@ -92,7 +92,10 @@ def test_warm_shutdown_ends_what_runs_and_gives_back_the_rest(
 def test_worker_without_prefetch_leaves_the_rest_to_others(
     app: Celery, start_worker: StartWorker, tmp_path: Path
 ) -> None:
-    """It takes what it can begin at once, as on Redis, and goes on when that has ended."""
+    """It takes what it can begin at once, as on Redis, and the next as soon as that has ended.
+
+    Also where the acknowledgement, on another thread and before the task, says nothing of its end.
+    """
     file, release = tmp_path / "ran", tmp_path / "release"
     first = start_worker(
         "first",
@@ -103,11 +106,19 @@ def test_worker_without_prefetch_leaves_the_rest_to_others(
     held = app.send_task("foreign.hold", (str(file), str(release)))
     wait_for_line(file, "start hold")
     others = [
-        app.send_task("foreign.record", (str(file), f"w{n}"), priority=n % 3) for n in range(6)
+        app.send_task("foreign.record", (str(file), f"w{n}", 0.1), priority=n % 3) for n in range(6)
     ]
-    second = start_worker("second", concurrency=1)
+    second = start_worker(
+        "second",
+        "--disable-prefetch",
+        pool="gevent",
+        concurrency=1,
+        environ={"FOREIGN_ACKS_LATE": "0"},
+    )
+    started = time.monotonic()
 
     done = [result.get(timeout=GET_SECONDS) for result in others]
+    assert time.monotonic() - started < 3
     second.stop()
     release.touch()
 

@@ -53,17 +53,33 @@ def publish(connection: Connection, queue: Queue, count: int) -> None:
         producer.publish(number, routing_key=queue.name, declare=[queue])
 
 
-def test_the_ack_of_another_thread_wakes_the_hub(connect: Connect, name: str, hub: Hub) -> None:
-    """A thread pool acknowledges while the hub sleeps, and the next message comes at once.
+@pytest.mark.parametrize("acks_early", [False, True])
+def test_what_another_thread_ends_wakes_the_hub(
+    connect: Connect, name: str, hub: Hub, acks_early: bool
+) -> None:
+    """The hub sleeps while a thread pool ends a task, and the next message comes at once.
 
-    Asleep, the hub looks around once a second: 20 messages, one at a time, would take 20 s.
+    Where it was acknowledged before, the thread says that it has ended. Asleep, the hub looks
+    around once a second: 20 messages, one at a time, would take 20 s.
     """
-    queue, received, connection = Queue(name), [], connect()
+    queue, received, running, connection = Queue(name), [], set(), connect()
+    broker = connection.connection
     publish(connect(), queue, 20)
 
     def on_message(message: Any) -> None:
         received.append(message)
-        threading.Timer(0.01, message.ack).start()
+        running.add(message)
+        if acks_early:
+            message.ack()
+        message.channel.intake.room = lambda: 1 - len(running)
+        threading.Timer(0.01, end, [message]).start()
+
+    def end(message: Any) -> None:
+        running.discard(message)
+        if acks_early:
+            broker.ask_for_more()
+        else:
+            message.ack()
 
     connection.register_with_event_loop(hub)
     consume(connection, queue, 1, on_message)

@@ -16,7 +16,7 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded
 app = Celery("foreign")
 app.conf.update(
     task_default_queue="foreign",
-    task_acks_late=True,
+    task_acks_late=os.environ.get("FOREIGN_ACKS_LATE", "1") == "1",
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=int(os.environ.get("FOREIGN_PREFETCH_MULTIPLIER", "2")),
     task_track_started=True,
