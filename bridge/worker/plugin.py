@@ -42,6 +42,20 @@ def ping(context: Any) -> None:
         click.echo(f"nats-server {version} at {connection.as_uri()}")
 
 
+@nats.command()
+@click.argument("queues", nargs=-1)
+@click.pass_obj
+def enqueue_scheduled(context: Any, queues: tuple[str, ...]) -> None:
+    """Put what is due later into QUEUES (all of the app's) now, for `celery migrate`.
+
+    A worker that takes such a task waits with it until it is due, as on other brokers.
+    """
+    with context.app.connection_for_write() as connection:
+        broker = connection.default_channel.broker
+        for queue in queues or context.app.amqp.queues:
+            click.echo(f"{queue}: {scheduled.enqueue(broker, queue)}")
+
+
 def install() -> None:
     """Hook into the Celery workers this process will start. Safe to call twice."""
     scheduled.install()

@@ -1,7 +1,8 @@
-"""`celery inspect scheduled` also shows what waits in the server (ADR 0002).
+"""What waits in the server until it is due, for Celery's commands that look for it (ADR 0002).
 
-Celery looks into the worker's timer. With us nearly all of it waits in the server until it is due
-and belongs to no worker yet, so each worker tells of the queues it consumes.
+`celery inspect scheduled` looks into the worker's timer. With us nearly all waits in the server
+and belongs to no worker yet, so each worker tells of the queues it consumes. `celery migrate` looks
+into the queues: `celery nats enqueue-scheduled` moves it there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bridge.transport.broker import BrokerConnection
 from bridge.transport.message import Message, RawMessage
 from bridge.wire import Connection, JetStream
 from bridge.wire import Message as WireMessage
+from bridge.wire.connection import Outgoing
+from bridge.wire.jetstream import WRONG_LAST_SEQUENCE, PubAck
 
 logger = logging.getLogger("nats")
 
@@ -26,6 +29,12 @@ logger = logging.getLogger("nats")
 _LIMIT = 1000
 #: What Celery's timer gives a task.
 _TIMER_PRIORITY = 6
+_LONG_DUE = "@at 1970-01-01T00:00:00Z"
+#: What the server adds to a message that is read.
+_PLACE = {
+    *("Nats-Stream", "Nats-Subject", "Nats-Sequence", "Nats-Time-Stamp"),
+    *("Nats-Num-Pending", "Nats-Last-Sequence"),
+}
 
 
 def install() -> None:
@@ -65,3 +74,33 @@ def _described(wire: WireMessage, queue: str, consumer: Any) -> dict[str, Any] |
         "priority": _TIMER_PRIORITY,
         "request": request.info(),
     }
+
+
+def enqueue(broker: BrokerConnection, queue: str) -> int:
+    """Put what is due later into its queue at once, with its `eta`; return how many there were.
+
+    The server moves it, on its next look at what is due: nothing is lost or there twice.
+    """
+    stream, subjects = broker.names.task_stream, broker.names.queue_schedules(queue)
+    count = 0
+    first: int | None = 1
+    while first is not None:
+        messages, first = broker.js.page(stream, subjects, first)
+        # Later pages bring ours again.
+        later = [one for one in messages if one.headers["Nats-Schedule"] != _LONG_DUE]
+        for answer in broker.js.publish_many(map(_due_now, later)):
+            if isinstance(answer, PubAck):
+                count += 1
+            elif answer.err_code != WRONG_LAST_SEQUENCE:  # fell due or was cancelled meanwhile
+                raise answer
+    return count
+
+
+def _due_now(message: WireMessage) -> Outgoing:
+    headers = {name: text for name, text in message.headers.items() if name not in _PLACE}
+    if "Nats-Msg-Id" in headers:
+        # The server would take this one for a repetition.
+        headers.setdefault("Celery-id", headers.pop("Nats-Msg-Id"))
+    headers["Nats-Schedule"] = _LONG_DUE
+    headers["Nats-Expected-Last-Subject-Sequence"] = message.headers["Nats-Sequence"]
+    return message.headers["Nats-Subject"], message.payload, headers

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.contrib.migrate import migrate_tasks
+from click.testing import CliRunner
+from kombu import Connection as Broker
 
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, JetStream
+from bridge.worker import plugin
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
@@ -65,3 +70,22 @@ def test_scheduled_shows_tasks_that_wait_in_the_server(app: Celery, url: str) ->
     assert shown[0]["request"]["args"] == [3, 4]
     assert shown[0]["request"]["name"] == "foreign.add"
     assert shown[0]["request"]["delivery_info"]["priority"] == 7
+
+
+def test_migration_takes_what_is_due_later_along(shared_nats: NatsServer) -> None:
+    """Once it was put into its queue, `celery migrate` finds it there and keeps its time."""
+    url = f"{shared_nats.url}/migration"
+    app = make_app(url, task_default_queue="foreign")
+    eta = datetime.now(UTC) + timedelta(hours=1)
+    for priority in range(3):
+        app.send_task("foreign.add", (priority, 0), eta=eta, priority=priority)
+    with Broker(url) as source, Broker("memory://") as target:
+        done = CliRunner().invoke(plugin.nats, ["enqueue-scheduled"], obj=SimpleNamespace(app=app))
+        channel = source.default_channel
+        wait_until(lambda: channel.queue_declare("foreign", passive=True).message_count == 3)
+        migrate_tasks(source, target, app=app, timeout=0.2)
+        moved = [target.default_channel.basic_get("foreign") for _ in range(3)]
+    close_app(app)
+
+    assert done.output == "foreign: 3\n"
+    assert [message.headers["eta"] for message in moved] == [eta.isoformat()] * 3
