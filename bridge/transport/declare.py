@@ -195,16 +195,17 @@ class DeclaringChannel(base.StdChannel):
 
     def queue_delete(
         self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any
-    ) -> int:
+    ) -> int | None:
         """Remove a queue with its messages, scheduled ones too; return how many there were.
 
-        Where it has messages (`if_empty`) or consumers (`if_unused`), it stays and 0 is returned.
+        Where it has messages (`if_empty`) or consumers (`if_unused`), it stays and None is
+        returned: as on Redis, without the error that AMQP has for it.
         """
         transient = self._transient.get(queue)
         if transient is not None:
             waiting = transient.message_count
             if (if_unused and transient.consumer_count) or (if_empty and waiting):
-                return 0
+                return None
             self._transient.pop(queue, None)
             transient.close()
             return waiting
@@ -213,10 +214,13 @@ class DeclaringChannel(base.StdChannel):
                 infos = self._infos(queue)
             except NotFound:
                 return 0
-            # A consumer has asked for more, or has no credit left because of what it holds.
-            used = any(info["num_waiting"] or info["num_ack_pending"] for info in infos)
-            if (if_unused and used) or (if_empty and any(info["num_pending"] for info in infos)):
-                return 0
+            # Held by a consumer or given back: the server does not tell which.
+            unsettled = any(info["num_ack_pending"] for info in infos)
+            # One that holds nothing has asked for more.
+            used = unsettled or any(info["num_waiting"] for info in infos)
+            waits = unsettled or any(info["num_pending"] for info in infos)
+            if (if_unused and used) or (if_empty and waits):
+                return None
         purged = self.queue_purge(queue)
         self.broker.bindings.remove(queue=queue)
         self.broker.stored_queues.delete(queue)

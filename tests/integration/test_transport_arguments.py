@@ -229,11 +229,11 @@ def test_delete_if_unused_or_empty(connect: Connect, name: str) -> None:
     queue, connection = Queue(name), connect()
     send(connect(), queue, "waits")
     bound = queue.bind(connection.channel())
-    assert bound.delete(if_empty=True) == 0
+    assert bound.delete(if_empty=True) is None
     assert is_there(connection, queue)
     inbox = Inbox(connect(), queue)
     message = inbox.wait(1)[0]
-    assert bound.delete(if_unused=True) == 0
+    assert bound.delete(if_unused=True) is None
     assert is_there(connection, queue)
     message.ack()
     inbox.close()

@@ -143,7 +143,7 @@ def test_it_is_counted_got_and_purged(connect: Connect, name: str) -> None:
     assert message.payload == "last"
     assert bound.get() is None
     message.requeue()
-    bound.delete(if_empty=True)
+    assert bound.delete(if_empty=True) is None
     assert bound.queue_declare(passive=True).message_count == 1
     assert bound.delete() == 1
 

@@ -105,14 +105,17 @@ def test_delete_removes_queue_and_messages(connect: Connect, name: str) -> None:
 
 
 def test_delete_if_empty_spares_a_full_queue(connect: Connect, name: str) -> None:
-    """Nothing is lost by a clean-up that came too early."""
+    """Nothing is lost by a clean-up that came too early, nor what somebody has given back."""
     queue = Queue(name)
     connection = connect()
     send(connection, queue, 0)
     bound = queue.bind(connection.channel())
 
-    bound.delete(if_empty=True)
+    assert bound.delete(if_empty=True) is None
     assert bound.queue_declare(passive=True).message_count == 1
+    bound.get().requeue()
+    assert bound.delete(if_empty=True) is None
+    assert bound.get() is not None
 
     bound.purge()
     bound.delete(if_empty=True)
