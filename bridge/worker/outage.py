@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 import celery.worker.consumer
+import celery.worker.pidbox
 import kombu.utils.functional
 from amqp.exceptions import ChannelError
 from celery import bootsteps
@@ -117,6 +118,28 @@ def _end(error: Exception) -> NoReturn:
     raise WorkerShutdown(os.EX_CONFIG) from error
 
 
+class Mailbox(celery.worker.pidbox.gPidbox):
+    """Celery's listener for remote control on gevent, which connects again when it has to.
+
+    It has a connection of its own, and Celery's ends for good with that one.
+    """
+
+    def loop(self, c: Any) -> None:
+        while True:
+            try:
+                super().loop(c)
+            except c.connection_errors as error:
+                # None once the consumer has stopped us; it starts another when it has connected.
+                stopped = self._node_shutdown
+                if stopped is None or stopped.is_set():
+                    return
+                logger.warning("remote control has lost its connection: %s", error)
+                if stopped.wait(random.uniform(0, _LONGEST_PAUSES[0])):  # noqa: S311 - spreads load
+                    return
+            else:
+                return
+
+
 class KeepRunning(bootsteps.StartStopStep):
     """Has tasks that run across a reconnect run once."""
 
@@ -139,6 +162,7 @@ def install(worker: Any) -> None:
     # What JetStream refuses (a full disk, a stream removed) is no reason to take the tasks that run
     # down with the worker, as Celery does with errors of a channel unless told.
     conf.broker_channel_error_retry = True
+    celery.worker.pidbox.gPidbox = Mailbox
     # gevent has Celery import kombu before it patches `time`. kombu's pauses between two tries
     # would stop all greenlets, which so keep each other from ever connecting in time.
     kombu.utils.functional.sleep = time.sleep

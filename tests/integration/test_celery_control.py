@@ -19,6 +19,7 @@ from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
+from tests.support.proxy import Proxy
 from tests.support.waiting import wait_until
 
 VHOST = "celery-control"
@@ -173,11 +174,20 @@ def test_worker_announces_what_it_runs(bucket: Bucket, worker: CeleryWorker) -> 
 
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
 def test_other_pools(
-    url: str, app: Celery, bucket: Bucket, tmp_path_factory: pytest.TempPathFactory, pool: str
+    *,
+    shared_nats: NatsServer,
+    app: Celery,
+    bucket: Bucket,
+    tmp_path_factory: pytest.TempPathFactory,
+    pool: str,
 ) -> None:
-    """Results, retries, countdowns and control work, and the worker takes its record back."""
+    """Results, retries, countdowns and control work, and the worker takes its record back.
+
+    On gevent control has a connection of its own, and outlasts its end.
+    """
+    proxy = Proxy(shared_nats.port)
     worker = CeleryWorker(
-        url,
+        f"{proxy.url}/{VHOST}",
         tmp_path_factory.mktemp(pool),
         *("-Q", pool, "--without-mingle"),
         app="tasks.app:app",
@@ -185,18 +195,24 @@ def test_other_pools(
         pool=pool,
         concurrency=4,
     )
-    worker.start()
-    try:
-        later = app.send_task("test", ("later",), queue=pool, countdown=1.1)
-        many = [app.send_task("test", (str(n),), queue=pool) for n in range(50)]
-        assert [result.get(timeout=GET_SECONDS) for result in many] == [str(n) for n in range(50)]
-        assert app.send_task("flaky", (2,), queue=pool).get(timeout=GET_SECONDS) == 3
-        assert inspect(app, worker, "ping") == {"ok": "pong"}
-        assert later.get(timeout=GET_SECONDS) == "later"
-        assert bucket.get(escape(worker.hostname)) is not None
-        worker.stop()
-    finally:
-        worker.kill()
+    with proxy:
+        worker.start()
+        try:
+            later = app.send_task("test", ("later",), queue=pool, countdown=1.1)
+            many = [app.send_task("test", (str(n),), queue=pool) for n in range(50)]
+            texts = [result.get(timeout=GET_SECONDS) for result in many]
+            assert texts == [str(n) for n in range(50)]
+            assert app.send_task("flaky", (2,), queue=pool).get(timeout=GET_SECONDS) == 3
+            assert inspect(app, worker, "ping") == {"ok": "pong"}
+            if pool == "gevent":
+                mailbox = NAMES.exchange_subjects("celery.pidbox").encode()
+                assert proxy.reset(b"SUB " + mailbox) == 1
+                wait_until(app.control.inspect([worker.hostname], timeout=1, limit=1).ping)
+            assert later.get(timeout=GET_SECONDS) == "later"
+            assert bucket.get(escape(worker.hostname)) is not None
+            worker.stop()
+        finally:
+            worker.kill()
     assert bucket.get(escape(worker.hostname)) is None
 
 

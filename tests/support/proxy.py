@@ -25,6 +25,8 @@ class Proxy:
         self._selector = selectors.DefaultSelector()
         #: each end of a connection -> the other
         self._peers: dict[socket.socket, socket.socket] = {}
+        #: all that has come from there
+        self._heard: dict[socket.socket, bytearray] = {}
         self._silent: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._waker, self._wakes = socket.socketpair()
@@ -53,10 +55,17 @@ class Proxy:
             self._silent.update(self._peers)
             return len(self._peers) // 2
 
-    def reset(self) -> int:
-        """End the connections with RST on both sides; return how many."""
+    def reset(self, said: bytes = b"") -> int:
+        """End connections with RST on both sides; return how many.
+
+        All, or those where one side has `said` something.
+        """
         with self._lock:
-            ends = list(self._peers)
+            ends = [
+                end
+                for end, peer in self._peers.items()
+                if said in self._heard[end] or said in self._heard[peer]
+            ]
             for end in ends:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 self._drop(end)
@@ -83,12 +92,14 @@ class Proxy:
             client.close()
             return
         self._peers |= {client: server, server: client}
+        self._heard |= {client: bytearray(), server: bytearray()}
         for end in (client, server):
             self._selector.register(end, selectors.EVENT_READ)
 
     def _pass_on(self, end: socket.socket) -> None:
         try:
             data = end.recv(_READ_BYTES)
+            self._heard[end] += data
             if data and end not in self._silent:
                 self._peers[end].sendall(data)
         except ConnectionError:
@@ -102,6 +113,6 @@ class Proxy:
 
     def _drop(self, end: socket.socket) -> None:
         self._selector.unregister(end)
-        del self._peers[end]
+        del self._peers[end], self._heard[end]
         self._silent.discard(end)
         end.close()
