@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -15,17 +16,20 @@ import yaml
 
 from bridge import probe
 from bridge.errors import BridgeError, ConfigError
-from bridge.names import Names
+from bridge.names import PRIORITIES, Names
 from bridge.records import SNAPSHOT_KEY, Snapshot
 from bridge.server import LOOPBACK, binary_version, find_binary, port_in_use
-from bridge.wire import Bucket, Connection, ConnectOptions, JetStream
+from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, JetStreamError
 from bridge.wire.options import vhost_of
+from bridge.wire.refusals import STREAM_NOT_FOUND
 from config.schema import FIELDS
 from config.settings import Settings, check_exposure, masked
 from web.auth import ApiKeys
 
 #: A snapshot older than this is from a controller that no longer runs.
 _FRESH_SECONDS: Final = 10.0
+#: More than this part of an account's storage is as good as all of it.
+_FULL: Final = 0.9
 #: So alike (1 is the same) is a name to what it was meant to be, as WORKER_CUONT.
 _MISSPELT: Final = 0.9
 
@@ -45,6 +49,7 @@ def examine(settings: Settings, environ: Mapping[str, str]) -> list[Finding]:
         ("exposure", lambda: _exposure(settings)),
         ("celery app", lambda: _celery_app(settings, environ)),
         ("nats", lambda: _nats(settings, environ)),
+        ("account", lambda: _account(settings)),
         ("data directory", lambda: _data_dir(settings)),
         ("workers", lambda: _workers(settings)),
         ("web", lambda: _web(settings)),
@@ -91,13 +96,61 @@ def _celery_app(settings: Settings, environ: Mapping[str, str]) -> str:
 
 
 def _nats(settings: Settings, environ: Mapping[str, str]) -> str:
-    if not settings.nats_url and not port_in_use(LOOPBACK, settings.nats.port):
+    if not _runs(settings):
         binary = find_binary(environ)
         version = ".".join(map(str, binary_version(binary)))
         return f"embedded {version} ({binary}), not running"
     info = probe.nats_server(settings.server_url)
     kind = "external" if settings.nats_url else "embedded"
     return f"{kind} {info.get('version')} answers, JetStream is on"
+
+
+def _runs(settings: Settings) -> bool:
+    """Whether a NATS server is there, or should be."""
+    return bool(settings.nats_url) or port_in_use(LOOPBACK, settings.nats.port)
+
+
+@contextlib.contextmanager
+def _jetstream(settings: Settings) -> Iterator[tuple[JetStream, Names]]:
+    connection = Connection(ConnectOptions.from_url(settings.server_url, name="doctor"))
+    connection.connect()
+    try:
+        yield JetStream(connection), Names(vhost_of(settings.server_url))
+    finally:
+        connection.close()
+
+
+def _account(settings: Settings) -> str:
+    """Tell what is used of the limits that JetStream has for our account; fail where it is full."""
+    if not _runs(settings):
+        return "not running"
+    with _jetstream(settings) as (js, names):
+        info = js.api("INFO")
+        # An account may have limits for each number of copies instead.
+        account = info.get("tiers", {}).get(f"R{settings.nats.replicas}", info)
+        limits, stored = account["limits"], account["storage"]
+        consumers = _consumers(js, names, limits["max_consumers"])
+    storage = _used(stored // 1_000_000, limits["max_storage"] // 1_000_000, "MB")
+    if 0 < limits["max_storage"] * _FULL < stored:
+        raise ConfigError(f"{storage} stored: remove what is not needed, or raise its max_file")
+    return f"{_used(account['streams'], limits['max_streams'], 'streams')}, {consumers}, {storage}"
+
+
+def _consumers(js: JetStream, names: Names, max_consumers: int) -> str:
+    try:
+        stream = js.api(f"STREAM.INFO.{names.task_stream}")
+    except JetStreamError as error:
+        if error.err_code != STREAM_NOT_FOUND:
+            raise
+        stream = {"config": {"max_consumers": -1}, "state": {"consumer_count": 0}}
+    # Both are limits of one stream.
+    most = [n for n in (max_consumers, stream["config"]["max_consumers"]) if n > 0]
+    used = _used(stream["state"]["consumer_count"], min(most, default=-1), "consumers")
+    return f"{used} ({len(PRIORITIES)} a queue)"
+
+
+def _used(used: int, limit: int, unit: str) -> str:
+    return f"{used} of {limit} {unit}" if limit > 0 else f"{used} {unit}"
 
 
 def _data_dir(settings: Settings) -> str:
@@ -111,17 +164,10 @@ def _data_dir(settings: Settings) -> str:
 
 
 def _workers(settings: Settings) -> str:
-    if not settings.nats_url and not port_in_use(LOOPBACK, settings.nats.port):
+    if not _runs(settings):
         return "not running"
-    connection = Connection(ConnectOptions.from_url(settings.server_url, name="doctor"))
-    connection.connect()
-    try:
-        bucket = Bucket(
-            JetStream(connection), Names(vhost_of(settings.server_url)).bucket("status")
-        )
-        stored = bucket.get(SNAPSHOT_KEY)
-    finally:
-        connection.close()
+    with _jetstream(settings) as (js, names):
+        stored = Bucket(js, names.bucket("status")).get(SNAPSHOT_KEY)
     if stored is None:
         return "no controller has run yet"
     snapshot = msgspec.json.decode(stored, type=Snapshot)

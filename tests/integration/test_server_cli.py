@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from bridge import topology
+from bridge.names import Names
+from bridge.wire import Connection, ConnectOptions, JetStream
 from tests.support.nats import NatsServer
 from tests.support.service import free_ports
 
@@ -89,16 +92,34 @@ def test_doctor_shows_no_secret(tmp_path: Path) -> None:
     )
 
     assert "hunter2" not in ended.stdout + ended.stderr
-    assert failed_checks(ended.stdout) == ["nats", "workers"]
+    assert failed_checks(ended.stdout) == ["nats", "account", "workers"]
     assert ended.returncode == 1
 
 
-def test_doctor_reads_an_external_server(tmp_path: Path, shared_nats: NatsServer) -> None:
-    """A server that answers is reported with its version."""
-    ended = bridge(tmp_path, "doctor", NATS_URL=shared_nats.url)
+def test_doctor_reads_an_external_server(tmp_path: Path) -> None:
+    """It reports a server's version and what is left for us there, and names what is full."""
+    limits = "max_file: 2M, max_streams: 13, max_consumers: 100"
+    account = f"jetstream: {{ {limits} }}, users: [ {{ user: u, password: p }} ]"
+    server = NatsServer(tmp_path / "nats", extra=f"accounts {{ A: {{ {account} }} }}\n")
+    server.start()
+    url = f"nats://u:p@127.0.0.1:{server.port}"
+    connection = Connection(ConnectOptions.from_url(url))
+    try:
+        ended = bridge(tmp_path, "doctor", NATS_URL=url)
+        connection.connect()
+        js = JetStream(connection)
+        js.ensure_stream(topology.task_stream(Names()))
+        js.publish(Names().task_subject("celery"), b"x" * 1_900_000)
+        full = bridge(tmp_path, "doctor", NATS_URL=url)
+    finally:
+        connection.close()
+        server.stop()
 
     assert "external 2." in ended.stdout
-    assert "nats" not in failed_checks(ended.stdout)
+    assert "0 of 13 streams, 0 of 100 consumers (10 a queue), 0 of 2 MB" in ended.stdout
+    assert {"nats", "account"}.isdisjoint(failed_checks(ended.stdout))
+    assert "account" in failed_checks(full.stdout)
+    assert "1 of 2 MB stored" in full.stdout
 
 
 def test_doctor_finds_a_stranger_on_the_port(tmp_path: Path, healthy_port: str) -> None:
