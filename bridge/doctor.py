@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import click
 import msgspec
@@ -137,16 +137,21 @@ def _account(settings: Settings) -> str:
 
 
 def _consumers(js: JetStream, names: Names, max_consumers: int) -> str:
+    stream = _stream(js, names.task_stream)
+    used = stream["state"]["consumer_count"] if stream else 0
+    # Both are limits of one stream.
+    limits = [max_consumers, stream["config"]["max_consumers"] if stream else -1]
+    limit = min((limit for limit in limits if limit > 0), default=-1)
+    return f"{_used(used, limit, 'consumers')} ({len(PRIORITIES)} a queue)"
+
+
+def _stream(js: JetStream, name: str) -> dict[str, Any] | None:
     try:
-        stream = js.api(f"STREAM.INFO.{names.task_stream}")
+        return js.api(f"STREAM.INFO.{name}")
     except JetStreamError as error:
         if error.err_code != STREAM_NOT_FOUND:
             raise
-        stream = {"config": {"max_consumers": -1}, "state": {"consumer_count": 0}}
-    # Both are limits of one stream.
-    most = [n for n in (max_consumers, stream["config"]["max_consumers"]) if n > 0]
-    used = _used(stream["state"]["consumer_count"], min(most, default=-1), "consumers")
-    return f"{used} ({len(PRIORITIES)} a queue)"
+        return None
 
 
 def _used(used: int, limit: int, unit: str) -> str:
@@ -167,7 +172,8 @@ def _workers(settings: Settings) -> str:
     if not _runs(settings):
         return "not running"
     with _jetstream(settings) as (js, names):
-        stored = Bucket(js, names.bucket("status")).get(SNAPSHOT_KEY)
+        bucket = Bucket(js, names.bucket("status"))
+        stored = bucket.get(SNAPSHOT_KEY) if _stream(js, bucket.stream) else None
     if stored is None:
         return "no controller has run yet"
     snapshot = msgspec.json.decode(stored, type=Snapshot)
