@@ -259,7 +259,8 @@ def encode_headers(headers: Mapping[str, str]) -> bytes:
     lines = ["NATS/1.0"]
     for name, value in headers.items():
         _check_header_name(name)
-        if _BAD_VALUE.search(value):
+        # Most values need no closer look, which takes as long as all else here.
+        if (not value.isprintable() or value.strip() != value) and _BAD_VALUE.search(value):
             raise ValueError(f"not a NATS header value: {name}: {value!r}")
         lines.append(f"{name}: {value}")
     return ("\r\n".join(lines) + "\r\n\r\n").encode()

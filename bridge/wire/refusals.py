@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 from bridge.errors import NatsPermissionError
 
@@ -33,14 +31,25 @@ _SUBJECT: Final = re.compile(r'"([^"]*)"')
 
 
 class Waiter:
-    """Who waits for answers about some subjects, and why in vain once the server refused one."""
+    """Who waits for answers about some subjects, and why in vain once the server refused one.
 
-    __slots__ = ("refusal", "subjects")
+    Is told as long as its context lasts.
+    """
 
-    def __init__(self, subjects: tuple[str, ...]) -> None:
+    __slots__ = ("_waiters", "refusal", "subjects")
+
+    def __init__(self, waiters: list[Waiter], subjects: tuple[str, ...]) -> None:
+        self._waiters = waiters
         self.subjects = subjects
         #: the server's words
         self.refusal = ""
+
+    def __enter__(self) -> Self:
+        self._waiters.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiters.remove(self)
 
     def check(self) -> None:
         """Raise NatsPermissionError once the server has refused."""
@@ -60,15 +69,9 @@ class Refusals:
     def __init__(self) -> None:
         self._waiters: list[Waiter] = []
 
-    @contextmanager
-    def waiting(self, *subjects: str) -> Iterator[Waiter]:
+    def waiting(self, *subjects: str) -> Waiter:
         """Return who is told meanwhile; without subjects, only of what nobody else waits for."""
-        waiter = Waiter(subjects)
-        self._waiters.append(waiter)
-        try:
-            yield waiter
-        finally:
-            self._waiters.remove(waiter)
+        return Waiter(self._waiters, subjects)
 
     def tell(self, error_text: str) -> None:
         named = _SUBJECT.search(error_text)
