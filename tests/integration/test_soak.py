@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from celery.result import AsyncResult
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
+from tests.support.nats_cluster import REPLICAS, NatsCluster
 
 #: A full run takes minutes: SOAK_SECONDS=180 SOAK_SEED=7 (0: another each time).
 _SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "5"))
@@ -33,6 +34,34 @@ _CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8}
 _PATIENCE_SECONDS = 60.0
 
 
+class Servers(NamedTuple):
+    """One server or a cluster, and how to reach it."""
+
+    nodes: list[NatsServer]
+    broker_url: str
+    backend_url: str
+    replicas: int
+    #: returns when all nodes that run work together
+    wait_until_whole: Callable[[], None]
+
+
+@contextmanager
+def one_server(directory: Path) -> Iterator[Servers]:
+    server = NatsServer(directory / "nats")
+    server.start()
+    try:
+        yield Servers([server], server.url, server.url, 1, lambda: None)
+    finally:
+        server.kill()
+
+
+@contextmanager
+def three_servers(directory: Path) -> Iterator[Servers]:
+    with NatsCluster(directory / "nats") as cluster:
+        nodes = list(cluster.nodes.values())
+        yield Servers(nodes, cluster.broker_url(), cluster.url, REPLICAS, cluster.wait_until_whole)
+
+
 class _Sent(NamedTuple):
     kind: str
     result: AsyncResult
@@ -42,12 +71,23 @@ class _Sent(NamedTuple):
 class Load:
     """Producers that send tasks of every kind, whatever happens to the server meanwhile."""
 
-    def __init__(self, url: str, directory: Path, seed: int) -> None:
+    def __init__(self, servers: Servers, directory: Path, seed: int) -> None:
         self.sent: list[_Sent] = []
         self.failures: list[BaseException] = []
-        # A publisher waits for its server, however long that takes.
-        policy = {"max_retries": None, "interval_start": 0.05, "interval_max": 0.3}
-        self._app = make_app(url, task_default_queue="foreign", task_publish_retry_policy=policy)
+        replicas = {"replicas": servers.replicas}
+        self._app = make_app(
+            servers.broker_url,
+            servers.backend_url,
+            task_default_queue="foreign",
+            # A publisher waits for its server, however long that takes.
+            task_publish_retry_policy={
+                "max_retries": None,
+                "interval_start": 0.05,
+                "interval_max": 0.3,
+            },
+            broker_transport_options=replicas,
+            result_backend_transport_options=replicas,
+        )
         self._directory = directory
         self._ending = threading.Event()
         self._threads = [
@@ -125,16 +165,22 @@ class Load:
 class Fleet:
     """The server and its workers, and what can be done to them."""
 
-    def __init__(self, server: NatsServer, pool: str, directory: Path) -> None:
-        self.server = server
+    def __init__(self, servers: Servers, pool: str, directory: Path) -> None:
+        self.servers = servers
+        environ = {
+            "ACK_WAIT_SECONDS": "3",
+            "CELERY_BROKER_URL": servers.broker_url,
+            "CELERY_RESULT_BACKEND": servers.backend_url,
+            "NATS_REPLICAS": str(servers.replicas),
+        }
         self.workers = [
             CeleryWorker(
-                server.url,
+                servers.backend_url,
                 directory,
                 name=f"soak{number}",
                 pool=pool,
                 concurrency=_CONCURRENCY[pool],
-                environ={"ACK_WAIT_SECONDS": "3"},
+                environ=environ,
             )
             for number in range(_WORKERS)
         ]
@@ -154,13 +200,16 @@ class Fleet:
             time.sleep(dice.uniform(0.2, 0.8))
 
     def server_killed(self, dice: random.Random) -> None:
-        self.server.kill()
+        server = dice.choice(self.servers.nodes)
+        server.kill()
         time.sleep(dice.uniform(0.0, 2.0))
-        self.server.start()
+        server.start()
+        self.servers.wait_until_whole()
 
     def server_frozen(self, dice: random.Random) -> None:
-        with self.server.frozen():
+        with dice.choice(self.servers.nodes).frozen():
             time.sleep(dice.uniform(0.1, 2.0))
+        self.servers.wait_until_whole()
 
     def worker_killed(self, dice: random.Random) -> None:
         worker = dice.choice(self.workers)
@@ -185,26 +234,36 @@ class Fleet:
 
 
 @pytest.mark.timeout(2 * _SOAK_SECONDS + 4 * _PATIENCE_SECONDS)
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@pytest.mark.parametrize(
+    ("start", "pool"),
+    [
+        (one_server, "prefork"),
+        (one_server, "threads"),
+        (one_server, "gevent"),
+        (three_servers, "prefork"),
+    ],
+    ids=["prefork", "threads", "gevent", "cluster"],
+)
 def test_nothing_is_lost_whatever_is_done(
-    nats_server: NatsServer, tmp_path: Path, pool: str
+    tmp_path: Path, start: Callable[[Path], AbstractContextManager[Servers]], pool: str
 ) -> None:
     """Every task that was accepted ends with its own value, and no producer fails."""
     seed = _SEED or random.randrange(1, 1_000_000)
-    fleet = Fleet(nats_server, pool, tmp_path)
-    load = Load(nats_server.url, tmp_path, seed)
-    try:
-        for worker in fleet.workers:
-            worker.start()
-        with load.running():
-            fleet.rage(random.Random(seed))
-        told = f"seed {seed}, {len(load.sent)} tasks, {dict(fleet.blows)}"
-        assert not load.failures, told
-        assert not load.wrong(), told
-        assert len(load.sent) > 20 * _PRODUCERS, told
-        for worker in fleet.workers:
-            worker.stop()
-    finally:
-        for worker in fleet.workers:
-            worker.kill()
-        load.close()
+    with start(tmp_path) as servers:
+        fleet = Fleet(servers, pool, tmp_path)
+        load = Load(servers, tmp_path, seed)
+        try:
+            for worker in fleet.workers:
+                worker.start()
+            with load.running():
+                fleet.rage(random.Random(seed))
+            told = f"seed {seed}, {len(load.sent)} tasks, {dict(fleet.blows)}"
+            assert not load.failures, told
+            assert not load.wrong(), told
+            assert len(load.sent) > 20 * _PRODUCERS, told
+            for worker in fleet.workers:
+                worker.stop()
+        finally:
+            for worker in fleet.workers:
+                worker.kill()
+            load.close()
