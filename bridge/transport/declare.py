@@ -214,17 +214,24 @@ class DeclaringChannel(base.StdChannel):
                 infos = self._infos(queue)
             except NotFound:
                 return 0
-            # Held by a consumer or given back: the server does not tell which.
-            unsettled = any(info["num_ack_pending"] for info in infos)
             # One that holds nothing has asked for more.
-            used = unsettled or any(info["num_waiting"] for info in infos)
-            waits = unsettled or any(info["num_pending"] for info in infos)
-            if (if_unused and used) or (if_empty and waits):
+            used = any(info["num_ack_pending"] or info["num_waiting"] for info in infos)
+            if (if_unused and used) or (if_empty and self._holds_messages(queue)):
                 return None
-        purged = self.queue_purge(queue)
+        # What comes to an empty queue in this moment stays for who declares it again.
+        purged = 0 if if_empty else self.queue_purge(queue)
         self.broker.bindings.remove(queue=queue)
         self.broker.stored_queues.delete(queue)
         return purged
+
+    def _holds_messages(self, queue: str) -> bool:
+        """True where a message waits, was given back, is unacknowledged or due later.
+
+        The stream knows at once what was stored; its consumers count a moment later.
+        """
+        names = self.broker.names
+        places = [names.queue_subjects(queue), names.queue_schedules(queue)]
+        return any(self.broker.js.get_stored(names.task_stream, places))
 
     def after_reply_message_received(self, queue: str) -> None:
         self.queue_delete(queue)

@@ -187,7 +187,7 @@ class JetStream:
         return replies
 
     def get_stored(self, stream: str, subjects: Iterable[str]) -> list[Stored | None]:
-        """Return the last message on each subject as the stream's leader knows it."""
+        """Return the last message on each subject, maybe with wildcards, as the leader knows it."""
         requests = [
             (f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode({"last_by_subj": s}), None)
             for s in subjects
