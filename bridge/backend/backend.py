@@ -188,19 +188,6 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Nothing: waiting starts in `get()`, which also sees what came before it."""
 
-    def remove_pending_result(self, result: Any) -> Any:
-        """Stop watching for a result, unless another AsyncResult waits for the same task.
-
-        Celery calls this for every AsyncResult that is thrown away, whoever else waits.
-        """
-        waiting = [pending.get(result.id) for pending in self._pending_results]
-        if any(other is not None and other is not result for other in waiting):
-            return result
-        return super().remove_pending_result(result)
-
-    def on_result_fulfilled(self, result: Any) -> None:
-        self.result_consumer.cancel_for(result.id)
-
     def _get_result_meta(
         self, result: Any, state: str, traceback: Any, request: Any, **kwargs: Any
     ) -> dict[str, Any]:

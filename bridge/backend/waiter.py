@@ -96,7 +96,9 @@ class ResultConsumer(BaseResultConsumer):
 
     def cancel_for(self, task_id: str) -> None:
         """Stop watching. Called by the garbage collector at any point, so it only takes a note."""
-        self._cancelled.append(task_id)
+        # And that for every task that is sent: who waits for none would keep all their ids.
+        if task_id in self._sids:
+            self._cancelled.append(task_id)
 
     # The next two are Celery's but for its `sleep(0)` after everything that came. It gives way to
     # nobody who is not served by `drain_events` as well, and was a quarter of what `get()` takes.
@@ -118,15 +120,18 @@ class ResultConsumer(BaseResultConsumer):
             self.on_message = before
 
     def on_state_change(self, meta: Mapping[str, Any], message: Message) -> None:  # noqa: ARG002
-        """Tell those who wait; a final state that nobody waits for yet is kept for who may."""
+        """Tell those who wait.
+
+        A final state for nobody, of a task that ran twice, say, is not kept as Celery would keep
+        thousands of them: whoever waits from now on asks for it.
+        """
         if self.on_message:
             self.on_message(meta)
         if meta["status"] not in states.READY_STATES:
             return
-        waiting = _waiting_on(self._pending_results, meta["task_id"])
-        if not waiting:
-            self._pending_messages.put(meta["task_id"], meta)
-        for result in waiting:
+        # First: whoever begins to wait while the others are told asks anew.
+        self.cancel_for(meta["task_id"])
+        for result in _waiting_on(self._pending_results, meta["task_id"]):
             result._maybe_set_cache(meta)
             bucket = self.buckets.pop(result, None)
             if bucket is not None:
@@ -150,10 +155,7 @@ class ResultConsumer(BaseResultConsumer):
                 # Counted first: whoever finds the inbox empty must find the count changed.
                 self._passed += 1
                 message = self._inbox.popleft()
-                meta = self.backend.decode_result(message.payload)
-                self.on_state_change(meta, message)
-                if meta["status"] in states.READY_STATES:
-                    self.cancel_for(meta["task_id"])
+                self.on_state_change(self.backend.decode_result(message.payload), message)
             news = self._has_news()
             self._known.count = self._passed
         return news

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -288,6 +290,36 @@ def test_waiting_for_what_is_there_takes_no_time(app: Celery, task_id: str) -> N
     assert app.AsyncResult(task_id).get(timeout=5) == "there"
 
     assert time.monotonic() - started < PROMPT_SECONDS
+
+
+@pytest.mark.parametrize("is_waited_for", [True, False])
+def test_nothing_is_kept_of_a_result_thrown_away(
+    app: Celery, task_id: str, is_waited_for: bool
+) -> None:
+    """A web process that sends for months grows by none of its tasks."""
+
+    class Name(str):  # str itself bears no weak reference
+        pass
+
+    name = Name(task_id)
+    result, later = app.AsyncResult(name), app.AsyncResult(f"{task_id}-later")
+    if is_waited_for:
+        app.backend.add_pending_results([result, later])  # as a group does when it is made
+        for stored in (task_id, task_id, later.id):  # a task ran twice
+            app.backend.store_result(stored, "there", states.SUCCESS)
+        assert result.get(timeout=5) == later.get(timeout=5) == "there"
+        with pytest.raises(ResultTimeout):  # what has ended is forgotten with the next wait
+            app.AsyncResult(f"{task_id}-never").get(timeout=0.01)
+    kept_name = weakref.ref(name)
+
+    del result, later, name
+    gc.collect()
+
+    assert kept_name() is None
+    states_in_memory = [
+        thing for thing in gc.get_objects() if type(thing) is dict and "date_done" in thing
+    ]
+    assert task_id not in [state.get("task_id") for state in states_in_memory]
 
 
 @pytest.mark.alone
