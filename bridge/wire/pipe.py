@@ -142,9 +142,13 @@ class Pipe:
             held.close()
             return
         with contextlib.suppress(OSError):
-            # Wakes a thread that waits in poll(); close() alone would not. The base class's,
-            # since SSLSocket's own first makes a plain socket of itself, and another thread
-            # might then write to it in clear text.
-            socket.socket.shutdown(held, socket.SHUT_RDWR)
+            # Wakes a thread that waits in poll(); close() alone would not.
+            if isinstance(held, ssl.SSLSocket):
+                # The base class's, since its own first makes a plain socket of itself, and
+                # another thread might then write to it in clear text.
+                super(ssl.SSLSocket, held).shutdown(socket.SHUT_RDWR)
+            else:
+                held.shutdown(socket.SHUT_RDWR)
         with self._lock:
+            wait.wake(held)
             held.close()

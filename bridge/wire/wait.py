@@ -1,4 +1,4 @@
-"""Wait for a socket; under gevent by its hub, else by poll(2)."""
+"""Wait for a socket; under gevent and eventlet by their hubs, else by poll(2)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ _WEIGHT = 1 / 8
 
 
 def _active_monkey() -> Any:
-    """Return gevent.monkey where it has patched sockets, else None."""
+    """Return gevent.monkey or eventlet.patcher where it has patched sockets, else None."""
     monkey: Any = sys.modules.get("gevent.monkey")
-    return monkey if monkey is not None and monkey.is_module_patched("socket") else None
+    if monkey is not None and monkey.is_module_patched("socket"):
+        return monkey
+    patcher: Any = sys.modules.get("eventlet.patcher")
+    return patcher if patcher is not None and patcher.is_monkey_patched("socket") else None
 
 
 def readable(sock: socket.socket, timeout: float | None) -> bool:
@@ -29,6 +32,20 @@ def readable(sock: socket.socket, timeout: float | None) -> bool:
 def writable(sock: socket.socket, timeout: float | None) -> bool:
     """True when `sock` can be written within `timeout` seconds (None: for ever)."""
     return _wait(sock, timeout, select.POLLOUT)
+
+
+def wake(sock: socket.socket) -> None:
+    """Wake who waits for `sock`, which has been shut down and is about to be closed.
+
+    Only eventlet needs it: its hub looks at a socket later, and sees nothing of a closed one.
+    """
+    monkey = _active_monkey()
+    if monkey is not None and not _is_gevent(monkey):
+        from eventlet import hubs  # noqa: PLC0415 (only where eventlet already runs)
+
+        hubs.notify_opened(sock.fileno())
+        # It tells them at its next turn, which would else be its next timer's.
+        hubs.get_hub().schedule_call_global(0, bool)
 
 
 class Answers:
@@ -79,8 +96,20 @@ def _wait(sock: socket.socket, timeout: float | None, event: int) -> bool:
         return _poll(select.poll(), descriptor, seconds, event)
     if seconds == 0:
         # The hub's timer may run out before it looks at the socket; this one blocks nobody.
-        return _poll(monkey.get_original("select", "poll")(), descriptor, seconds, event)
-    return _wait_in_hub(descriptor, seconds, event)
+        return _poll(_original_poll(monkey), descriptor, seconds, event)
+    if _is_gevent(monkey):
+        return _wait_in_gevent(descriptor, seconds, event)
+    return _wait_in_eventlet(descriptor, seconds, event)
+
+
+def _is_gevent(monkey: Any) -> bool:
+    return bool(monkey.__name__ == "gevent.monkey")
+
+
+def _original_poll(monkey: Any) -> Any:
+    if _is_gevent(monkey):
+        return monkey.get_original("select", "poll")()
+    return monkey.original("select").poll()
 
 
 def _poll(poller: Any, descriptor: int, seconds: float | None, event: int) -> bool:
@@ -88,7 +117,7 @@ def _poll(poller: Any, descriptor: int, seconds: float | None, event: int) -> bo
     return bool(poller.poll(None if seconds is None else seconds * 1000))
 
 
-def _wait_in_hub(descriptor: int, seconds: float | None, event: int) -> bool:
+def _wait_in_gevent(descriptor: int, seconds: float | None, event: int) -> bool:
     # gevent's patched poll() builds a watcher and an event object for every call; its own
     # wait functions cost a tenth of that.
     from gevent import socket as green  # noqa: PLC0415 (only where gevent already runs)
@@ -98,4 +127,19 @@ def _wait_in_hub(descriptor: int, seconds: float | None, event: int) -> bool:
         wait(descriptor, seconds)
     except TimeoutError:
         return False
+    return True
+
+
+def _wait_in_eventlet(descriptor: int, seconds: float | None, event: int) -> bool:
+    from eventlet import hubs  # noqa: PLC0415 (only where eventlet already runs)
+
+    is_read = event == select.POLLIN
+    try:
+        hubs.trampoline(
+            descriptor, read=is_read, write=not is_read, timeout=seconds, timeout_exc=TimeoutError
+        )
+    except TimeoutError:
+        return False
+    except hubs.IOClosed:
+        return True  # as in `_wait`
     return True

@@ -172,7 +172,7 @@ def test_worker_announces_what_it_runs(bucket: Bucket, worker: CeleryWorker) -> 
     assert not any(name.startswith("celery.") for name in types)
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo", "gevent"])
+@pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
 def test_other_pools(
     *,
     shared_nats: NatsServer,

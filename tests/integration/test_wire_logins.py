@@ -16,6 +16,7 @@ from bridge.names import Names
 from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, Message
 from tests.support.accounts import Identity, Operator
 from tests.support.certificates import Authority
+from tests.support.greenlets import PATCHES, assert_works_green
 from tests.support.nats import NatsServer
 from tests.support.wire import PATIENCE_SECONDS, connected, read_until
 
@@ -269,3 +270,11 @@ def test_large_payloads_over_tls(start_server: StartServer, authority: Authority
         assert received == [payload] * 3
     finally:
         connection.close()
+
+
+@pytest.mark.parametrize("library", PATCHES)
+def test_tls_under_greenlets(start_server: StartServer, authority: Authority, library: str) -> None:
+    """Each library has sockets for TLS of its own, which are closed in their own way."""
+    server = start_server(tls_config(authority))
+
+    assert_works_green(library, server.url, str(authority.certificate))

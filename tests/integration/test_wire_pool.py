@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +11,7 @@ import pytest
 
 from bridge.errors import NatsConnectionError
 from bridge.wire import ConnectionPool, ConnectOptions, Message
+from tests.support.greenlets import PATCHES, assert_works_green
 from tests.support.nats import NatsServer
 from tests.support.wire import PATIENCE_SECONDS, connected
 
@@ -149,61 +148,7 @@ def test_threads_get_the_replies_to_their_own_requests(
     assert len(used) <= 8
 
 
-GREEN_PROGRAM = """
-from gevent import monkey
-monkey.patch_all()
-
-import sys
-import threading
-import gevent
-from gevent.pool import Pool
-from bridge.errors import NatsConnectionError
-from bridge.wire import Connection, ConnectionPool, ConnectOptions
-
-options = ConnectOptions.from_url(sys.argv[1])
-pool = ConnectionPool(options)
-
-def ask(number):
-    with pool.connection() as connection:
-        return connection.request("$JS.API.INFO", b"", timeout=10).payload[:1]
-
-assert Pool(20).map(ask, range(200)) == [b"{"] * 200
-
-waiter = Connection(options)
-waiter.connect()
-
-# A PONG that lies unread is a sign of life, seen without a turn of the hub.
-waiter.check_peer(0.0)
-gevent.sleep(0.1)
-for _ in range(20):
-    waiter.check_peer(0.0)
-
-# A greenlet that waits leaves the others their turn, and closing wakes it, as with threads.
-turns = []
-def close_after_some_turns():
-    for turn in range(5):
-        gevent.sleep(0.02)
-        turns.append(turn)
-    waiter.close()
-threading.Thread(target=close_after_some_turns).start()
-try:
-    while True:
-        waiter.drain()
-except NatsConnectionError:
-    assert len(turns) == 5, turns
-pool.close()
-print("green")
-"""
-
-
-def test_under_gevent(shared_nats: NatsServer) -> None:
-    """In a program patched by gevent, waiting gives way and closing wakes who waits."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", GREEN_PROGRAM, shared_nats.url],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "green\n", "")
+@pytest.mark.parametrize("library", PATCHES)
+def test_under_greenlets(shared_nats: NatsServer, library: str) -> None:
+    """In a program patched by gevent or eventlet, waiting gives way and closing wakes who waits."""
+    assert_works_green(library, shared_nats.url)
