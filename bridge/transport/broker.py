@@ -33,8 +33,8 @@ logger = logging.getLogger("nats")
 _DRAIN_LIMIT = 100
 #: Longest uninterrupted wait, after which pulls are looked after.
 _MAX_WAIT_SECONDS = 1.0
-#: Under Celery's hub, acks and pulls gather this long and go out in one write; sooner where half
-#: of a prefetch is free, so that no process idles. A write costs more than what is in it.
+#: Under Celery's hub, acks and pulls gather this long and go out in one write; pulls sooner where
+#: half of a prefetch is free, so that no process idles. A write costs more than what is in it.
 _GATHER_SECONDS = 0.002
 #: A broken connection may have taken the last acknowledgements along, and a killed server what it
 #: had not stored of them. So many are sent again, which does no harm.
@@ -311,9 +311,13 @@ class BrokerConnection:
         if not self.wire.connected:
             self._unregister()
             raise NatsConnectionError("the connection to NATS is closed")
-        if self._gathering is None or any(channel.intake.is_half_free for channel in self.channels):
+        gathers = self._gathering is not None
+        if not gathers or any(channel.intake.is_half_free for channel in self.channels):
+            gathered = len(self._outgoing)
             self._refill()
-            self._flush()
+            # Acknowledgements alone are not worth a write that holds up the task they are about.
+            if not gathers or len(self._outgoing) > gathered:
+                self._flush()
         if self._ready:
             self._wake()
 

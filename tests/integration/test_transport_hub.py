@@ -15,6 +15,7 @@ import pytest
 from kombu import Connection, Consumer, Producer, Queue
 from kombu.asynchronous import Hub
 
+from bridge.transport import broker as broker_module
 from tests.integration.conftest import Connect
 
 _SECONDS = 30.0
@@ -51,6 +52,20 @@ def publish(connection: Connection, queue: Queue, count: int) -> None:
     producer = Producer(connection.channel())
     for number in range(count):
         producer.publish(number, routing_key=queue.name, declare=[queue])
+
+
+def count_writes(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return how many acks and pulls each write has from now on."""
+    wire = connection.connection.wire
+    sent: list[int] = []
+    publish_many = wire.publish_many
+
+    def counted(messages: list[Any]) -> None:
+        sent.append(len(messages))
+        publish_many(messages)
+
+    monkeypatch.setattr(wire, "publish_many", counted)
+    return sent
 
 
 @pytest.mark.parametrize("acks_early", [False, True])
@@ -130,15 +145,7 @@ def test_acks_and_pulls_of_a_moment_go_out_together(
     """A worker that takes a backlog writes much less often than once a message."""
     queue, received, connection = Queue(name), [], connect()
     publish(connect(), queue, 400)
-    broker = connection.connection
-    sent: list[int] = []
-    publish_many = broker.wire.publish_many
-
-    def counted(messages: list[Any]) -> None:
-        sent.append(len(messages))
-        publish_many(messages)
-
-    monkeypatch.setattr(broker.wire, "publish_many", counted)
+    sent = count_writes(connection, monkeypatch)
 
     def on_message(message: Any) -> None:
         received.append(message.payload)
@@ -150,6 +157,28 @@ def test_acks_and_pulls_of_a_moment_go_out_together(
 
     assert received == list(range(400))
     assert len(sent) < 200
+
+
+def test_an_ack_alone_does_not_hold_up_its_task(
+    connect: Connect, name: str, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An early one comes while the task is on its way to its process; the write can wait."""
+    monkeypatch.setattr(broker_module, "_GATHER_SECONDS", _SECONDS)
+    queue, received, connection = Queue(name), [], connect()
+    connection.register_with_event_loop(hub)
+    consume(connection, queue, 8, received.append)
+    publish(connect(), queue, 1)
+    turn_until(hub, lambda: received)
+    broker = connection.connection
+    broker.tick()
+    sent = count_writes(connection, monkeypatch)
+
+    received[0].ack()
+    broker.tick()
+    assert sent == []
+    broker._end_gathering()
+    broker.tick()
+    assert sent == [1]
 
 
 def test_gathered_acks_are_sent_before_a_connection_closes(
