@@ -51,7 +51,8 @@ _DEFAULT_URL = "nats://localhost:4222"
 _TRUNCATED_CHARACTERS = 10_000
 #: ... in each of the exception's first arguments.
 _TRUNCATED_ARGUMENTS = 10
-#: What a header tells of a result whose payload is not plain JSON; of an error's text it keeps
+#: What stays of a failure that is cut, and what a header tells of a result whose payload is not
+#: plain JSON; of an error's text the header keeps
 _DESCRIBED = ("status", "date_done", "name", "worker", "queue", "retries", "started_epoch")
 _DESCRIBED_CHARACTERS = 1_000
 
@@ -282,7 +283,7 @@ def _truncated(meta: dict[str, Any]) -> dict[str, Any]:
     """Return a failure's meta with its texts cut to what surely fits."""
     traceback = meta["traceback"]
     return {
-        **{key: meta[key] for key in ("status", "task_id", "date_done", "worker") if key in meta},
+        **{key: meta[key] for key in ("task_id", *_DESCRIBED) if key in meta},
         "result": _named(meta["result"], _TRUNCATED_CHARACTERS),
         "traceback": traceback and str(traceback)[-_TRUNCATED_CHARACTERS:],
         "children": [],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import count
 from typing import NamedTuple
@@ -41,8 +42,7 @@ class Intake:
         self._tags = count(1)
         self._unacked: dict[int, _Held] = {}
         #: consumer tag -> pull, in turn
-        self._pulls: dict[str, QueuePull] = {}
-        self._turns_lock = threading.Lock()
+        self._pulls: OrderedDict[str, QueuePull] = OrderedDict()
 
     def next_tag(self) -> int:
         return next(self._tags)
@@ -84,8 +84,7 @@ class Intake:
         self.refill()
 
     def cancel(self, consumer_tag: str) -> None:
-        with self._turns_lock:
-            pull = self._pulls.pop(consumer_tag, None)
+        pull = self._pulls.pop(consumer_tag, None)
         if pull is not None:
             pull.stop()
 
@@ -95,7 +94,7 @@ class Intake:
         return self.room is not None and self.room() <= self.waiting
 
     def _credit(self) -> int:
-        coming = sum(pull.fetching for pull in self._pulls.values())
+        coming = sum(pull.fetching for pull in list(self._pulls.values()))
         if self.prefetch:
             kept = sum(len(broken.held()) for broken in self._connection.taken_over)
             credit = self.prefetch - len(self._unacked) - kept - coming
@@ -126,10 +125,9 @@ class Intake:
         for tag, pull in list(self._pulls.items()):
             if not pull.refill():
                 continue
-            with self._turns_lock:
+            with contextlib.suppress(KeyError):  # another thread has cancelled it
                 # Last in turn for the next free slot, so that no queue starves behind another.
-                if self._pulls.get(tag) is pull:
-                    self._pulls[tag] = self._pulls.pop(tag)
+                self._pulls.move_to_end(tag)
 
     def _declare_again(self, queue: str) -> None:
         """Make the lost consumers of a queue anew.

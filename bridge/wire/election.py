@@ -3,7 +3,8 @@
 In a cluster every stream and every consumer has a leader, and so has the whole. When the node that
 leads dies, the others elect another within 4 to 9 s; until then nobody listens on its subjects, or
 nobody answers. A message on the condition that another is the last of its subject is refused while
-any is on its way to the copies. What was refused so has not happened and can be sent again.
+any is on its way to the copies, and one whose Nats-Msg-Id is on its way as well. What was refused
+so has not happened and can be sent again.
 """
 
 from __future__ import annotations
@@ -13,26 +14,31 @@ from collections.abc import Sequence
 
 import msgspec
 
-from bridge.errors import NatsConnectionError
+from bridge.errors import NatsConnectionError, NatsTimeout
 from bridge.wire.connection import Connection, Outgoing, answered, has_no_responders
 from bridge.wire.protocol import Message
 
 #: A request that may be repeated is, when no answer came for this long.
 _ROUND_SECONDS = 1.0
 _PAUSE_SECONDS = 0.1
-#: Copies take a round trip.
-_SHORT_PAUSE_SECONDS = 0.005
+#: Copies take a round trip, or as long as an election where too few nodes are left.
+_SHORTEST_PAUSE_SECONDS = 0.005
 #: JetStream's error for "the cluster has no leader"
 _NO_META_LEADER = 10008
-#: ... and for "wrong last sequence", said of a subject that has a message on its way to the copies
-_IN_FLIGHT = 10164
-_PASSING = (_NO_META_LEADER, _IN_FLIGHT)
-#: what every refusal is looked through for before it is decoded
+#: ... and for what meets a message on its way: "wrong last sequence" (of its subject), "duplicate
+#: message id is in process"
+_IN_FLIGHT = (10164, 10158)
+_PASSING = (_NO_META_LEADER, *_IN_FLIGHT)
+#: what every answer is looked through for before it is decoded
 _MARKS = tuple(b'"err_code":%d' % code for code in _PASSING)
 _NO_LEADER = (
     "the NATS cluster has no leader for this just now: try again in a few seconds; if that does "
     "not help, see that JetStream is on there, and that more than half of its servers run and hold "
     "the stream"
+)
+_COPIES_BEHIND = (
+    "another message of this subject or id has been on its way to the copies for too long: try "
+    "again, and see that more than half of the NATS cluster's servers run"
 )
 
 
@@ -62,6 +68,7 @@ def ask(
     deadline = time.monotonic() + timeout
     patience = _ROUND_SECONDS if repeatable else timeout
     replies = connection.ask_many(requests, min(timeout, patience))
+    short_pause = _SHORTEST_PAUSE_SECONDS
     while True:
         hindrances = {number: _hindrance(reply) for number, reply in enumerate(replies)}
         again = [
@@ -69,8 +76,9 @@ def ask(
             for number, reply in enumerate(replies)
             if hindrances[number] or (repeatable and reply is None)
         ]
-        is_led = all(hindrances[number] == _IN_FLIGHT for number in again)
-        pause = _SHORT_PAUSE_SECONDS if is_led else _PAUSE_SECONDS
+        is_led = all(hindrances[number] in _IN_FLIGHT for number in again)
+        pause = min(short_pause, _PAUSE_SECONDS) if is_led else _PAUSE_SECONDS
+        short_pause *= 2
         if not again or time.monotonic() + pause >= deadline:
             break
         # What comes meanwhile for others is read by the next request.
@@ -81,6 +89,8 @@ def ask(
             replies[number] = answer
     if _NO_META_LEADER in hindrances.values():
         raise NatsConnectionError(_NO_LEADER)
+    if any(hindrances.values()):
+        raise NatsTimeout(_COPIES_BEHIND)
     return [answered(reply) for reply in replies]
 
 

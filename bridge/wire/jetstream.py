@@ -229,10 +229,15 @@ class JetStream:
         A server that was frozen may do it long after nobody waits for it any more. So it is told
         how far to go, and takes nothing that came since.
         """
-        infos = self.api_many((f"STREAM.INFO.{stream}", None) for stream, _ in places)
+        streams = list(dict.fromkeys(stream for stream, _ in places))
+        infos = self.api_many((f"STREAM.INFO.{stream}", None) for stream in streams)
+        ends = {
+            stream: info["state"]["last_seq"] + 1
+            for stream, info in zip(streams, infos, strict=True)
+        }
         answers = self.api_many(
-            (f"STREAM.PURGE.{stream}", {"filter": subject, "seq": info["state"]["last_seq"] + 1})
-            for (stream, subject), info in zip(places, infos, strict=True)
+            (f"STREAM.PURGE.{stream}", {"filter": subject, "seq": ends[stream]})
+            for stream, subject in places
         )
         return sum(answer["purged"] for answer in answers)
 

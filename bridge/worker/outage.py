@@ -128,7 +128,7 @@ class Mailbox(celery.worker.pidbox.gPidbox):
         while True:
             try:
                 super().loop(c)
-            except c.connection_errors as error:
+            except (*c.connection_errors, *c.channel_errors) as error:
                 # None once the consumer has stopped us; it starts another when it has connected.
                 stopped = self._node_shutdown
                 if stopped is None or stopped.is_set():

@@ -194,16 +194,16 @@ def test_success_is_final_also_in_the_last_moment(
     assert app.AsyncResult(task_id).result == "done"
 
 
-def test_retry_comes_before_what_it_leads_to(app: Celery, task_id: str) -> None:
+@pytest.mark.parametrize("size", [1, 9 * 1024 * 1024], ids=["", "cut"])
+def test_retry_comes_before_what_it_leads_to(app: Celery, task_id: str, size: int) -> None:
     """Also where it is stored after that: the next try's failure is the last word."""
 
-    def store(state: str, retries: int) -> None:
-        app.backend.store_result(
-            task_id, RuntimeError(state), state, request=SimpleNamespace(retries=retries)
-        )
+    def store(state: str, retries: int, text: str = "") -> None:
+        request = SimpleNamespace(retries=retries)
+        app.backend.store_result(task_id, RuntimeError(text), state, request=request)
 
     store(states.RETRY, 0)
-    store(states.FAILURE, 1)
+    store(states.FAILURE, 1, "x" * size)
     store(states.RETRY, 0)
     assert app.AsyncResult(task_id).state == states.FAILURE
 

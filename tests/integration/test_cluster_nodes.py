@@ -6,15 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from bridge.errors import NatsConnectionError
 from bridge.names import Names, bucket_stream
-from bridge.wire import Bucket, Connection, ConnectOptions, JetStream, KeyExists
+from bridge.wire import Bucket, JetStream, KeyExists, PubAck
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats_cluster import NODES, REPLICAS, NatsCluster
@@ -26,6 +27,7 @@ from tests.support.recovery import (
     worker_on,
 )
 from tests.support.waiting import wait_until
+from tests.support.wire import connected
 
 NAMES = Names()
 RESULTS = NAMES.bucket("results")
@@ -208,6 +210,7 @@ def test_majority_lost(cluster: NatsCluster, tmp_path: Path) -> None:
             with pytest.raises(OperationalError, match="try again"):
                 app.send_task("foreign.add", (1, 1), retry=False)
             assert time.monotonic() - asked < timeout + 1.0
+            _assert_storing_waits(cluster)
 
             cluster.nodes["c"].start()
             cluster.wait_until_led()
@@ -216,13 +219,20 @@ def test_majority_lost(cluster: NatsCluster, tmp_path: Path) -> None:
         worker.stop()
 
 
+def _assert_storing_waits(cluster: NatsCluster) -> None:
+    """What meets its own first try, which no copy has taken yet, is told to try again as well."""
+    with connected(cluster.url) as connection:
+        bucket = Bucket(JetStream(connection, timeout=1.0), RESULTS)
+        for _ in range(3):
+            with pytest.raises(NatsConnectionError, match="try again"):
+                bucket.create("on-its-way", b"")
+
+
 def test_what_is_stored_is_found_at_every_node(cluster: NatsCluster) -> None:
     """A value that was stored is read, whichever copy of the stream answers."""
-    connections = [Connection(ConnectOptions.from_url(n.url)) for n in cluster.nodes.values()]
-    try:
-        for connection in connections:
-            connection.connect()
-        streams = [JetStream(connection) for connection in connections]
+    with ExitStack() as opened:
+        urls = [node.url for node in cluster.nodes.values()]
+        streams = [JetStream(opened.enter_context(connected(url))) for url in urls]
         streams[0].ensure_topology(NAMES, REPLICAS)
         missed = 0
         for number in range(300):
@@ -231,9 +241,6 @@ def test_what_is_stored_is_found_at_every_node(cluster: NatsCluster) -> None:
             missed += sum(Bucket(js, RESULTS).get(key) is None for js in streams)
 
         assert missed == 0
-    finally:
-        for connection in connections:
-            connection.close()
 
 
 def test_result_of_which_no_word_came(cluster: NatsCluster, app: Celery) -> None:
@@ -241,9 +248,7 @@ def test_result_of_which_no_word_came(cluster: NatsCluster, app: Celery) -> None
     stream = bucket_stream(RESULTS)
     result = app.AsyncResult("untold")
     assert result.state == "PENDING"
-    connection = Connection(ConnectOptions.from_url(cluster.url))
-    connection.connect()
-    try:
+    with connected(cluster.url) as connection:
         js = JetStream(connection)
         config = js.api(f"STREAM.INFO.{stream}")["config"]
         answers: list[str] = []
@@ -259,8 +264,6 @@ def test_result_of_which_no_word_came(cluster: NatsCluster, app: Celery) -> None
         js.api(f"STREAM.UPDATE.{stream}", config)
 
         assert answers == ["told"]
-    finally:
-        connection.close()
 
 
 def test_one_of_many_creates_a_key(cluster: NatsCluster) -> None:
@@ -268,9 +271,7 @@ def test_one_of_many_creates_a_key(cluster: NatsCluster) -> None:
     racers = 6
 
     def create(number: int) -> int:
-        connection = Connection(ConnectOptions.from_url(cluster.url))
-        connection.connect()
-        try:
+        with connected(cluster.url) as connection:
             js = JetStream(connection, timeout=ELECTED_SECONDS)
             js.ensure_topology(NAMES, REPLICAS)
             bucket, won = Bucket(js, RESULTS), 0
@@ -282,9 +283,21 @@ def test_one_of_many_creates_a_key(cluster: NatsCluster) -> None:
                 except KeyExists:
                     assert bucket.get(f"race-{key}") is not None
             return won
-        finally:
-            connection.close()
 
     barrier = threading.Barrier(racers)
     with ThreadPoolExecutor(racers) as threads:
         assert sum(threads.map(create, range(racers))) == _RACES
+
+
+def test_a_message_id_is_stored_once(cluster: NatsCluster) -> None:
+    """Also where the second comes while the first is on its way to the copies."""
+    with connected(cluster.url) as connection:
+        js = JetStream(connection, timeout=ELECTED_SECONDS)
+        js.ensure_topology(NAMES, REPLICAS)
+        subject = Bucket(js, RESULTS).subject("once")
+        for number in range(_RACES):
+            twice = [(subject, b"", {"Nats-Msg-Id": f"id-{number}"})] * 2
+            first, second = js.publish_many(twice)
+            assert isinstance(first, PubAck)
+            assert isinstance(second, PubAck)
+            assert {first.duplicate, second.duplicate} == {False, True}

@@ -23,6 +23,7 @@ from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
 from tests.support.nats_cluster import REPLICAS, NatsCluster
+from tests.support.waiting import wait_until
 
 #: A full run takes minutes: SOAK_SECONDS=180 SOAK_SEED=7 (0: another each time).
 _SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "5"))
@@ -30,6 +31,8 @@ _SEED = int(os.environ.get("SOAK_SEED", "0"))
 _PRODUCERS = 2
 _WORKERS = 2
 _CONCURRENCY = {"prefork": 2, "threads": 4, "gevent": 8}
+#: So many tasks are under way when the first blow falls.
+_TASKS_BEFORE = 20
 #: From the last blow to the last result.
 _PATIENCE_SECONDS = 60.0
 
@@ -91,7 +94,9 @@ class Load:
         self._directory = directory
         self._ending = threading.Event()
         self._threads = [
-            threading.Thread(target=self._produce, args=(random.Random(seed + number),))
+            threading.Thread(
+                target=self._produce, args=(random.Random(seed + number),), daemon=True
+            )
             for number in range(_PRODUCERS)
         ]
 
@@ -106,6 +111,7 @@ class Load:
             self._ending.set()
             for thread in self._threads:
                 thread.join(_PATIENCE_SECONDS)
+        assert not any(thread.is_alive() for thread in self._threads), "a publisher hangs"
 
     def close(self) -> None:
         close_app(self._app)
@@ -256,11 +262,11 @@ def test_nothing_is_lost_whatever_is_done(
             for worker in fleet.workers:
                 worker.start()
             with load.running():
+                wait_until(lambda: len(load.sent) > _TASKS_BEFORE)
                 fleet.rage(random.Random(seed))
             told = f"seed {seed}, {len(load.sent)} tasks, {dict(fleet.blows)}"
             assert not load.failures, told
             assert not load.wrong(), told
-            assert len(load.sent) > 20 * _PRODUCERS, told
             for worker in fleet.workers:
                 worker.stop()
         finally:
