@@ -77,17 +77,16 @@ class ResultConsumer(BaseResultConsumer):
     def consume_from(self, task_id: str) -> None:
         """Have `on_state_change` called with every state of a task from now on."""
         with self._guard:
-            # First, since this very task may be among them: it is then asked for anew.
-            ended = self._forget_cancelled()
-            self._sids.setdefault(task_id, 0)
             try:
                 connection = self._open()
                 with connection.together():
-                    for sid in ended:
-                        connection.unsubscribe(sid)
+                    # First, since this very task may be among them: it is then asked for anew.
+                    self._end_cancelled(connection)
+                    self._sids.setdefault(task_id, 0)
                     self._watch(connection, task_id)
             except NatsConnectionError:
                 # drain_events connects again and watches everything in `_sids`.
+                self._sids.setdefault(task_id, 0)
                 self._close_broken()
 
     def is_watching(self, task_id: str) -> bool:
@@ -167,10 +166,10 @@ class ResultConsumer(BaseResultConsumer):
         """Read once; False when nothing came in time, or the server is away."""
         try:
             with self._guard:
-                ended = self._forget_cancelled()
                 connection = self._open()
-                for sid in ended:
-                    connection.unsubscribe(sid)
+                if self._cancelled:
+                    with connection.together():
+                        self._end_cancelled(connection)
                 until_asked = self._ask_again(connection) if self._doubts else None
             if until_asked is not None:
                 timeout = until_asked if timeout is None else min(timeout, until_asked)
@@ -230,15 +229,18 @@ class ResultConsumer(BaseResultConsumer):
         if not is_gone(message):
             self._inbox.append(message)
 
-    def _forget_cancelled(self) -> list[int]:
-        """Return the subscriptions of cancelled tasks, for the caller to end."""
-        ended = []
+    def _end_cancelled(self, connection: Connection) -> None:
+        """Unsubscribe from what was cancelled."""
         while self._cancelled:
-            sid = self._sids.pop(self._cancelled.popleft(), 0)
-            # 0: none yet, or it ended with its connection.
-            if sid:
-                ended.append(sid)
-        return ended
+            task_id = self._cancelled.popleft()
+            sid = self._sids.pop(task_id, 0)
+            if sid:  # else there is none yet, or it ended with its connection
+                connection.unsubscribe(sid)
+            waiting = _waiting_on(self._pending_results, task_id)
+            if any(result._cache is None for result in waiting):
+                # Somebody began to wait just when the last other one was seen to have gone.
+                self._sids[task_id] = 0
+                self._watch(connection, task_id)
 
     def _close_broken(self) -> None:
         if self._connection is not None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -16,7 +14,6 @@ from typing import Any
 
 import pytest
 from celery import Celery, states
-from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, GroupResult
 from kombu.exceptions import EncodeError
 
@@ -25,9 +22,6 @@ from bridge.wire import Bucket
 from bridge.wire.kv import Entry
 from tests.support.nats import NatsServer
 from tests.support.waiting import wait_until
-
-#: A wake-up takes a millisecond here; Celery's own interval would be a second.
-PROMPT_SECONDS = 0.5
 
 MakeApp = Callable[..., Celery]
 
@@ -258,120 +252,6 @@ def test_failure_too_large_is_cut(
     assert str(result.result).startswith("yyy")
     assert len(str(result.result)) < 20_000
     assert result.traceback.endswith("the end")
-
-
-def test_waiting_ends_with_the_result(app: Celery, task_id: str) -> None:
-    """A waiter is woken by the result itself, at once."""
-    latencies = []
-    for number in range(10):
-        name = f"{task_id}-{number}"
-        stored: list[float] = []
-
-        def store(name: str = name, stored: list[float] = stored) -> None:
-            app.backend.store_result(name, "x", states.STARTED)
-            stored.append(time.monotonic())
-            app.backend.store_result(name, "done", states.SUCCESS)
-
-        timer = threading.Timer(0.05, store)
-        timer.start()
-        assert app.AsyncResult(name).get(timeout=10) == "done"
-        latencies.append(time.monotonic() - stored[0])
-        timer.join()
-
-    assert sorted(latencies)[5] < 0.05
-    assert max(latencies) < PROMPT_SECONDS
-
-
-def test_waiting_for_what_is_there_takes_no_time(app: Celery, task_id: str) -> None:
-    """A result that came before anybody waited is found."""
-    app.backend.store_result(task_id, "there", states.SUCCESS)
-
-    started = time.monotonic()
-    assert app.AsyncResult(task_id).get(timeout=5) == "there"
-
-    assert time.monotonic() - started < PROMPT_SECONDS
-
-
-@pytest.mark.parametrize("is_waited_for", [True, False])
-def test_nothing_is_kept_of_a_result_thrown_away(
-    app: Celery, task_id: str, is_waited_for: bool
-) -> None:
-    """A web process that sends for months grows by none of its tasks."""
-
-    class Name(str):  # str itself bears no weak reference
-        pass
-
-    name = Name(task_id)
-    result, later = app.AsyncResult(name), app.AsyncResult(f"{task_id}-later")
-    if is_waited_for:
-        app.backend.add_pending_results([result, later])  # as a group does when it is made
-        for stored in (task_id, task_id, later.id):  # a task ran twice
-            app.backend.store_result(stored, "there", states.SUCCESS)
-        assert result.get(timeout=5) == later.get(timeout=5) == "there"
-        with pytest.raises(ResultTimeout):  # what has ended is forgotten with the next wait
-            app.AsyncResult(f"{task_id}-never").get(timeout=0.01)
-    kept_name = weakref.ref(name)
-
-    del result, later, name
-    gc.collect()
-
-    assert kept_name() is None
-    states_in_memory = [
-        thing for thing in gc.get_objects() if type(thing) is dict and "date_done" in thing
-    ]
-    assert task_id not in [state.get("task_id") for state in states_in_memory]
-
-
-@pytest.mark.alone
-def test_many_threads_are_each_woken_at_once(app: Celery, task_id: str) -> None:
-    """Whichever thread reads, none waits for its own turn to learn of its result."""
-    names = [f"{task_id}-{number}" for number in range(16)]
-    waiting = threading.Barrier(len(names) + 1)
-    stored: dict[str, float] = {}
-
-    def wait(name: str) -> float:
-        result = app.AsyncResult(name)
-        waiting.wait(10)
-        assert result.get(timeout=20) == name
-        return time.monotonic() - stored[name]
-
-    with ThreadPoolExecutor(len(names)) as pool:
-        waits = [pool.submit(wait, name) for name in names]
-        waiting.wait(10)
-        for name in reversed(names):
-            time.sleep(0.03)  # apart, so that one read brings one result
-            stored[name] = time.monotonic()
-            app.backend.store_result(name, name, states.SUCCESS)
-        latencies = [wait.result() for wait in waits]
-
-    assert max(latencies) < PROMPT_SECONDS, sorted(latencies)
-
-
-def test_waiting_has_a_limit(app: Celery, task_id: str) -> None:
-    """Celery's own TimeoutError, about when asked for."""
-    started = time.monotonic()
-    with pytest.raises(ResultTimeout):
-        app.AsyncResult(task_id).get(timeout=0.3)
-
-    assert 0.2 < time.monotonic() - started < 3
-
-
-def test_waiting_survives_a_restart(
-    make_app: MakeApp, nats_server: NatsServer, task_id: str
-) -> None:
-    """Who waits while the server crashes still gets what comes later, and what was before."""
-    app = make_app(nats_server)
-    app.backend.store_result(f"{task_id}-early", "early", states.SUCCESS)
-    got: list[Any] = []
-    waiter = start_thread(lambda: got.append(app.AsyncResult(task_id).get(timeout=30)))
-
-    nats_server.kill()
-    nats_server.start()
-    app.backend.store_result(task_id, "late", states.SUCCESS)
-    waiter.join(30)
-
-    assert got == ["late"]
-    assert app.AsyncResult(f"{task_id}-early").get(timeout=5) == "early"
 
 
 def test_storing_waits_for_a_server_that_is_away(
