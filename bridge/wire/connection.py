@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from bridge.errors import NatsAuthError, NatsConnectionError, NatsTimeout
+from bridge.wire.answers import NO_ANSWER, answered
 from bridge.wire.handshake import complaint, greet
 from bridge.wire.options import ConnectOptions
 from bridge.wire.pipe import Pipe
@@ -48,10 +49,6 @@ Outgoing = tuple[str, bytes, Mapping[str, str] | None]
 
 #: An answer that lies there when time is up is an answer, to as much as a socket can hold.
 _LATE_READS = 32
-_NO_ANSWER = (
-    "NATS did not answer in time, and may have done what it was asked: try again, and look at the "
-    "load of the server if this lasts"
-)
 
 
 class Connection:
@@ -279,7 +276,7 @@ class Connection:
             elif late_reads and self._fill(0, ended):
                 late_reads -= 1
             else:
-                raise NatsTimeout(_NO_ANSWER)
+                raise NatsTimeout(NO_ANSWER)
 
     # -- asking ------------------------------------------------------------------------
 
@@ -416,23 +413,3 @@ class Connection:
         # A reply nobody awaits any more belongs to a request that has timed out.
         if message.subject in self._replies:
             self._replies[message.subject] = message
-
-
-def answered(reply: Message | None) -> Message:
-    """Return a reply that somebody gave.
-
-    Raises NatsTimeout when none came, NatsConnectionError when nobody listens.
-    """
-    if reply is None:
-        raise NatsTimeout(_NO_ANSWER)
-    if has_no_responders(reply):
-        raise NatsConnectionError(
-            "nobody answers at NATS: is JetStream switched on, and are the streams there?"
-        )
-    return reply
-
-
-def has_no_responders(reply: Message) -> bool:
-    """True for the server's word that nobody listens: what was sent has reached nobody."""
-    # Only bare status replies have headers and no payload; skip decoding all others.
-    return not reply.payload and reply.status == 503

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import msgspec
 
 from bridge.errors import NatsConnectionError, NatsTimeout
-from bridge.wire.connection import Connection, Outgoing, answered, has_no_responders
+from bridge.wire.answers import answered, has_no_responders
+from bridge.wire.connection import Connection, Outgoing
 from bridge.wire.protocol import Message
 
 #: A request that may be repeated is, when no answer came for this long.

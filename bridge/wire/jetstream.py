@@ -11,7 +11,8 @@ import msgspec
 from bridge import topology
 from bridge.errors import BridgeError, ErrorCode, NatsTimeout
 from bridge.names import Names
-from bridge.wire.connection import Connection, Outgoing, answered
+from bridge.wire.answers import answered
+from bridge.wire.connection import Connection, Outgoing
 from bridge.wire.election import ask
 from bridge.wire.protocol import Message
 from bridge.wire.refusals import MAXIMUM_CONSUMERS, STREAM_NOT_FOUND, with_advice
