@@ -17,7 +17,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
-from bridge.worker import outage, resize, scheduled, unprefetched
+from bridge.worker import lost, outage, resize, scheduled, unprefetched
 from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
@@ -88,6 +88,7 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     app.steps["consumer"].update({Tombstones, Announce, ReportDead, outage.KeepRunning})
     resize.install(app)
     unprefetched.install(app)
+    lost.install()
     outage.install(instance)
 
 

@@ -8,14 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
 
 import pytest
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import WorkerLostError
 from celery import Celery, states
 from celery.app.task import Context
 from celery.exceptions import ChordError
 from celery.result import AsyncResult
+from celery.worker.request import Request
 
 from bridge.backend.chord_record import ChordRecord, new_holder
 from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, JetStream
+from bridge.worker import lost
 from tests.support.nats import NatsServer
 
 
@@ -192,6 +196,31 @@ def test_a_failed_part_fails_the_callback(app: Celery) -> None:
     with pytest.raises(ChordError, match="no such fish"):
         app.AsyncResult(callback_id).get(timeout=5)
     assert waiting(app) == 0
+
+
+def test_a_part_whose_process_was_lost_after_its_success(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery acknowledges it, for its result is there; the chord is told by the worker itself."""
+    monkeypatch.setattr(Request, "_success_was_stored", lost._success_was_stored)
+    group_id, callback_id = str(uuid4()), str(uuid4())
+    app.backend.set_chord_size(group_id, 1)
+    part = app.signature("collect", args=([],), app=app)
+    options = dict(header_task(app, group_id, 0, callback_id).__dict__)
+    result = part.apply_async(chord=options["chord"], group_id=group_id, group_index=0)
+    app.backend.store_result(result.id, 7, states.SUCCESS)
+
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue(app.conf.task_default_queue)
+        request = Request(queue.get(timeout=5), app=app, task=app.tasks["collect"])
+        try:
+            raise WorkerLostError("killed")
+        except WorkerLostError:
+            request.on_failure(ExceptionInfo())
+        message = queue.get(timeout=5)
+        assert message.headers["id"] == callback_id
+        assert message.payload[0] == [[7]]
+        queue.close()
 
 
 def test_groups_within_the_header_are_saved_for_the_join(app: Celery) -> None:
