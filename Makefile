@@ -5,7 +5,7 @@ ARGS ?=
 # In this order: with the long ones last, two processes would wait for the third.
 SLOW_TESTS := tests/acceptance tests/integration tests/contract
 
-.PHONY: run setup test check bench compat compat-ci clean
+.PHONY: run setup test check soak bench compat compat-ci clean
 
 run: .venv/.runtime
 	@exec $(BIN)/python -m bridge up $(ARGS)
@@ -22,12 +22,16 @@ check: .venv/.development
 # Celery's suite mostly waits, so that the fast checks run beside it.
 test: .venv/.development
 	$(MAKE) --jobs=2 --output-sync=target check compat-ci
-	$(BIN)/pytest $(SLOW_TESTS) -m "not alone" -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest $(SLOW_TESTS) -m "not alone and not soak" -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/pytest $(SLOW_TESTS) -m alone
 
 # The part of Celery's own suite that `make test` runs (docs/compatibility.md).
 compat-ci: .venv/.development
 	$(BIN)/python -m tests.compat --ci
+
+# Faults at random, one pool after the other: SOAK_SECONDS=180 SOAK_SEED=7 make soak
+soak: .venv/.development
+	$(BIN)/pytest tests/integration -m soak
 
 bench: .venv/.development
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -1,7 +1,8 @@
-"""A warm shutdown that runs no task twice."""
+"""A pool whose worker has lost its connection, or is about to stop."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import bootsteps
@@ -21,6 +22,23 @@ class KeepWritten(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         if worker.use_eventloop and worker.pool.uses_semaphore:
             worker.pool.flush = _Flush(worker.pool._pool)
+            worker.pool._pool.get_process_queues = _spare_queues(worker.pool._pool)
+
+
+def _spare_queues(pool: Any) -> Callable[[], Any]:
+    """Return Celery's choice of pipes for a new process; where there are none it makes some.
+
+    Those of a process that is killed while its worker loses the connection are not given free, and
+    Celery's worker ends over that.
+    """
+    get_free: Callable[[], Any] = pool.get_process_queues
+
+    def get_process_queues() -> Any:
+        if None not in pool._queues.values():
+            pool._queues[pool.create_process_queues()] = None
+        return get_free()
+
+    return get_process_queues
 
 
 class _Flush:
