@@ -23,6 +23,7 @@ class KeepWritten(bootsteps.StartStopStep):
         if worker.use_eventloop and worker.pool.uses_semaphore:
             worker.pool.flush = _Flush(worker.pool._pool)
             worker.pool._pool.get_process_queues = _spare_queues(worker.pool._pool)
+            worker.pool._pool.register_with_event_loop = _watched_anew(worker.pool._pool)
 
 
 def _spare_queues(pool: Any) -> Callable[[], Any]:
@@ -39,6 +40,24 @@ def _spare_queues(pool: Any) -> Callable[[], Any]:
         return get_free()
 
     return get_process_queues
+
+
+def _watched_anew(pool: Any) -> Callable[[Any], None]:
+    """Return Celery's registration of a pool with the hub of a new connection.
+
+    A process that was just seen to end, and is not yet reaped, is watched no more and still in the
+    pool. Celery's worker ends over that; here it is seen to end once more.
+    """
+    register: Callable[[Any], None] = pool.register_with_event_loop
+
+    def register_with_event_loop(hub: Any) -> None:
+        pool.maintain_pool()
+        for process in pool._pool:
+            if getattr(process, "_sentinel_poll", 0) is None:
+                del process._sentinel_poll
+        register(hub)
+
+    return register_with_event_loop
 
 
 class _Flush:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -11,7 +13,13 @@ from celery import Celery
 
 from tests.support.celery_worker import CeleryWorker
 from tests.support.nats import NatsServer
-from tests.support.recovery import BACK_SECONDS, IN_FLIGHT, Notebook, worker_on
+from tests.support.recovery import (
+    BACK_SECONDS,
+    IN_FLIGHT,
+    PATIENCE_SECONDS,
+    Notebook,
+    worker_on,
+)
 from tests.support.waiting import wait_until
 
 #: Longer than each of a worker's time limits for one server: 4 s to connect, 5 s for an answer.
@@ -120,3 +128,22 @@ def test_next_url_when_the_first_server_dies_for_good(
             worker.stop()
     finally:
         doomed.kill()
+
+
+def test_processes_killed_in_the_same_moment(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """A worker that finds its pool and its connection gone at once goes on with both anew."""
+    notebook = Notebook(app, tmp_path / "ran")
+    with worker_on(nats_server.url, tmp_path) as worker:
+        notebook.send("before").get(timeout=PATIENCE_SECONDS)
+        os.kill(worker.pid, signal.SIGSTOP)
+        for child in psutil.Process(worker.pid).children():
+            child.kill()
+        nats_server.kill()
+        nats_server.start()
+        os.kill(worker.pid, signal.SIGCONT)
+
+        notebook.send("afterwards").get(timeout=PATIENCE_SECONDS)
+        notebook.assert_none_lost(IN_FLIGHT)
+        worker.stop()
