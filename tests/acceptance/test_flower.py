@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,22 @@ import httpx
 import psutil
 import pytest
 
+from tests.support.debian import Missing, debian_program
 from tests.support.service import RunningService
 from tests.support.waiting import wait_until
 
 _LOGIN = ("operator", "secret")
 #: A blank page of this size is smaller.
 _EMPTY_PICTURE_BYTES = 12_000
-_CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The browser's program; installed where that can be done."""
+    try:
+        return debian_program("chromium", "chromium")
+    except Missing as error:
+        pytest.skip(str(error))
 
 
 def _flower(service: RunningService, path: str) -> Any:
@@ -102,7 +110,6 @@ def _submit(service: RunningService, task_type: str, **task_data: Any) -> str:
 
 
 @pytest.mark.browser
-@pytest.mark.skipif(_CHROMIUM is None, reason="Debian's chromium is not installed")
 @pytest.mark.parametrize(
     ("port", "page", "text"),
     [
@@ -115,7 +122,13 @@ def _submit(service: RunningService, task_type: str, **task_data: Any) -> str:
     ],
 )
 def test_pages_render_in_a_browser(
-    service: RunningService, busy: str, tmp_path: Path, port: str, page: str, text: str
+    service: RunningService,
+    busy: str,
+    chromium: str,
+    tmp_path: Path,
+    port: str,
+    page: str,
+    text: str,
 ) -> None:
     """Headless Chromium draws the page with real data in it, and keeps a picture.
 
@@ -128,18 +141,18 @@ def test_pages_render_in_a_browser(
     directory = Path(os.environ.get("SCREENSHOT_DIR") or tmp_path).absolute()
     picture = directory / f"{page.strip('/').split('/')[0]}.png"
 
-    page_text = _browse(url, tmp_path, "--dump-dom")
-    _browse(url, tmp_path, f"--screenshot={picture}", "--window-size=1400,1000")
+    page_text = _browse(chromium, url, tmp_path, "--dump-dom")
+    _browse(chromium, url, tmp_path, f"--screenshot={picture}", "--window-size=1400,1000")
 
     assert text.format(**known) in page_text
     assert picture.stat().st_size > _EMPTY_PICTURE_BYTES
 
 
-def _browse(url: str, profile: Path, *arguments: str) -> str:
+def _browse(program: str, url: str, profile: Path, *arguments: str) -> str:
     """Open `url` in headless Chromium and return what it prints."""
     return subprocess.run(
         [
-            str(_CHROMIUM),
+            program,
             "--headless",
             "--no-sandbox",
             "--disable-gpu",

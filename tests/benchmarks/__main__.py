@@ -19,7 +19,8 @@ from tests.benchmarks import (
     scaling_traces,
 )
 from tests.benchmarks.figures import Report
-from tests.benchmarks.processes import ROOT, Missing
+from tests.benchmarks.processes import ROOT
+from tests.support.debian import Missing
 
 BENCHMARKS = {
     "submission": http_front.submission,

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import psutil
 
 from tests.benchmarks.figures import Report
-from tests.benchmarks.processes import HERE, OURS, Missing, Processes, end, rivals_python
+from tests.benchmarks.processes import HERE, OURS, Processes, end, rivals_python
+from tests.support.debian import Missing
 
 BACKLOG = 15_000
 _GETS = 300

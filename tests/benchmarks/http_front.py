@@ -21,10 +21,10 @@ from tests.benchmarks.processes import (
     HERE,
     OURS,
     Processes,
-    debian_program,
     rivals_python,
     wait_for_answer,
 )
+from tests.support.debian import debian_program
 from tests.support.service import RunningService, free_ports
 
 CLIENTS = 16

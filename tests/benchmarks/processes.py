@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from bridge.probe import http_request
+from tests.support.debian import debian_program
 from tests.support.nats import NatsServer
 from tests.support.service import free_ports
 
@@ -24,10 +25,6 @@ OURS = sys.executable
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 _RABBITMQ = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
-
-
-class Missing(RuntimeError):
-    """Something that is measured against is not installed here."""
 
 
 def rivals_python() -> str:
@@ -41,21 +38,6 @@ def rivals_python() -> str:
         subprocess.run([*install, "-r", str(wanted)], check=True)
         shutil.copy(wanted, stamp)
     return str(python)
-
-
-def debian_program(name: str, package: str) -> str:
-    """Return the path of a program, installed by apt-get where that can be done.
-
-    Raises Missing, with what to do.
-    """
-    found = shutil.which(name)
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        for arguments in (["update", "-qq"], ["install", "-qq", "-y", package]):
-            subprocess.run(["apt-get", *arguments], stdout=subprocess.DEVNULL, check=False)
-        found = shutil.which(name)
-    if found is None:
-        raise Missing(f"{name} is not installed: apt-get install {package}")
-    return found
 
 
 class Processes:
