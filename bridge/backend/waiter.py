@@ -82,7 +82,6 @@ class ResultConsumer(BaseResultConsumer):
                 with connection.together():
                     # First, since this very task may be among them: it is then asked for anew.
                     self._end_cancelled(connection)
-                    self._sids.setdefault(task_id, 0)
                     self._watch(connection, task_id)
             except NatsConnectionError:
                 # drain_events connects again and watches everything in `_sids`.
