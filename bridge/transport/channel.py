@@ -71,6 +71,17 @@ class Channel(DeclaringChannel):
         self._lent.clear()
         self.intake.abandon()
 
+    def has_declared(self, entity: Any) -> bool:
+        """True where kombu has declared an exchange or queue on this connection and remembers it.
+
+        It forgets them all with the connection.
+        """
+        return (
+            self.connection is not None
+            and entity.can_cache_declaration
+            and hash(entity) in self.connection.client.declared_entities
+        )
+
     # -- publishing --------------------------------------------------------------------
 
     def prepare_message(

@@ -59,6 +59,31 @@ def test_declare_again_changes_nothing(connect: Connect, name: str) -> None:
     assert [message.payload for message in inbox.take()] == [0]
 
 
+def test_a_publisher_declares_once_on_each_connection(
+    connect: Connect, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known to be declared costs nothing; after a reconnect nothing is known."""
+    queue, copies = Queue(name), []
+    copy = Queue.__copy__
+    monkeypatch.setattr(Queue, "__copy__", lambda self: copies.append(self) or copy(self))
+    connection = connect()
+    producer = connection.Producer()
+
+    def publish() -> None:
+        producer.publish({}, routing_key=name, declare=[queue], retry=True)
+
+    publish()
+    first = len(copies)
+    publish()
+    assert first
+    assert len(copies) == first
+
+    queue.bind(connect().channel()).delete()
+    connection.connection.wire.close()
+    publish()
+    declared_with(queue.bind(connect().channel()), 1)
+
+
 def test_purge_empties_and_counts(connect: Connect, name: str) -> None:
     """The queue stays and takes new messages."""
     queue = Queue(name)
