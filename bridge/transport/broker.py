@@ -99,6 +99,8 @@ class BrokerConnection:
         self.taken_over: list[BrokerConnection] = []
         #: the timer that ends the gathering, None when there is none
         self._gathering: Any = None
+        #: called under the hub after messages were handed over; set by Celery's worker
+        self.on_delivered: Callable[[], None] | None = None
 
     @property
     def connected(self) -> bool:
@@ -282,7 +284,8 @@ class BrokerConnection:
 
     def _on_readable(self) -> None:
         self._read(0)
-        self._deliver(_DRAIN_LIMIT)
+        if self._deliver(_DRAIN_LIMIT) and self.on_delivered is not None:
+            self.on_delivered()
         if self._ready:
             self._wake()
 

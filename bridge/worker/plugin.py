@@ -17,7 +17,7 @@ from celery.worker.consumer.gossip import Gossip
 from celery.worker.consumer.mingle import Mingle
 
 from bridge import logs
-from bridge.worker import lost, outage, resize, scheduled, unprefetched
+from bridge.worker import handover, lost, outage, resize, scheduled, unprefetched
 from bridge.worker.announce import Announce
 from bridge.worker.dead import ReportDead
 from bridge.worker.tombstones import Tombstones
@@ -85,7 +85,9 @@ def _on_worker_init(instance: Any, **_: Any) -> None:
     # A pool process that is spawned (worker_pool_start_method) has nothing of this one but the
     # app's settings, and imports these modules before it sets up logging and tasks.
     app.conf.include = (*app.conf.include, __name__)
-    app.steps["consumer"].update({Tombstones, Announce, ReportDead, outage.KeepRunning})
+    app.steps["consumer"].update(
+        {Tombstones, Announce, ReportDead, outage.KeepRunning, handover.HandOver}
+    )
     resize.install(app)
     unprefetched.install(app)
     lost.install()
