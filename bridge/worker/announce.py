@@ -16,10 +16,11 @@ from bridge.records import (
     ANNOUNCE_SECONDS,
     JSON_CONTENT_TYPE,
     WORKER_TTL_SECONDS,
+    TaskType,
     WorkerRecord,
 )
-from bridge.wire import Bucket, ConnectionPool, JetStream, JetStreamError
-from bridge.worker.schema import task_types
+from bridge.wire import Bucket, ConnectionPool, JetStream, JetStreamError, PayloadTooLarge
+from bridge.worker.schema import ANYTHING, task_types
 
 logger = logging.getLogger("nats")
 
@@ -36,7 +37,7 @@ class Announce(bootsteps.StartStopStep):
         self._pool: ConnectionPool | None = None
         self._bucket = ""
         self._queues: list[str] = []
-        self._types: list[Any] = []
+        self._types: list[TaskType] = []
 
     def start(self, consumer: Any) -> None:
         broker = consumer.connection.connection
@@ -76,13 +77,47 @@ class Announce(bootsteps.StartStopStep):
             return
         try:
             with self._pool.connection() as connection:
-                Bucket(JetStream(connection), self._bucket).put(
-                    escape(consumer.hostname),
-                    msgspec.json.encode(self._record(consumer)),
-                    WORKER_TTL_SECONDS,
-                )
-        except (NatsConnectionError, JetStreamError) as error:
+                self.store(Bucket(JetStream(connection), self._bucket), consumer)
+        except (NatsConnectionError, JetStreamError, PayloadTooLarge) as error:
             logger.warning("this worker could not be announced, next try soon: %s", error)
+
+    def store(self, bucket: Bucket, consumer: Any) -> None:
+        """Store the worker's record, with less of its tasks where it would be too large.
+
+        Raises NatsConnectionError, JetStreamError, and PayloadTooLarge where nothing is left.
+        """
+        record = self._record(consumer)
+        key = escape(consumer.hostname)
+        while True:
+            try:
+                bucket.put(key, msgspec.json.encode(record), WORKER_TTL_SECONDS)
+            except PayloadTooLarge as error:
+                if not self._types:
+                    raise
+                self._leave_out_something(error)
+                record = msgspec.structs.replace(record, types=self._types)
+            else:
+                return
+
+    def _leave_out_something(self, error: PayloadTooLarge) -> None:
+        """Drop what can best be done without, until the queues change."""
+        if any(each.doc for each in self._types):
+            left_out = "descriptions"
+            self._types = [msgspec.structs.replace(each, doc="") for each in self._types]
+        elif any(each.schema != ANYTHING for each in self._types):
+            left_out = "JSON Schemas: over REST they accept any arguments"
+            self._types = [msgspec.structs.replace(each, schema=ANYTHING) for each in self._types]
+        else:
+            left_out = "names: over REST they are not offered"
+            self._types = []
+        logger.warning(
+            "the announcement has %d bytes and the NATS server takes %d: this worker's tasks are "
+            "announced without their %s. Raise max_payload in the server's configuration, or have "
+            "workers of their own for some queues, if that matters.",
+            error.size,
+            error.limit,
+            left_out,
+        )
 
     def _record(self, consumer: Any) -> WorkerRecord:
         queues = sorted(queue.name for queue in consumer.task_consumer.queues)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any, Literal, TypedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
 
 import jsonschema_rs
 import msgspec
+import pydantic
 import pytest
 from celery import Celery
 from kombu import Queue
@@ -14,6 +17,9 @@ from msgspec import Meta
 
 from bridge.records import TaskType
 from bridge.worker.schema import arguments_schema, task_types
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 
 class Window(TypedDict):
@@ -28,6 +34,34 @@ class Point(msgspec.Struct):
 
     x: float
     y: float = 0.0
+
+
+class Order(TypedDict):
+    """A nested argument with a member that only type checkers can read."""
+
+    price: Decimal
+
+
+@dataclass
+class Invoice:
+    """The same as a dataclass."""
+
+    total: Decimal
+
+
+class Job(pydantic.BaseModel):
+    """A model with fields that no JSON Schema can tell."""
+
+    model_config = pydantic.ConfigDict(arbitrary_types_allowed=True)
+    name: str
+    on_done: Callable[[], None]
+    log: logging.Logger
+
+
+class Settings(pydantic.BaseModel):
+    """A model as most are."""
+
+    rows: int
 
 
 class Model:
@@ -48,7 +82,7 @@ def accepts(schema: dict[str, Any], arguments: dict[str, Any]) -> bool:
 
 
 def schema_of(function: Any) -> dict[str, Any]:
-    schema = arguments_schema(function)
+    schema = arguments_schema(function, "name")
     assert schema is not None
     jsonschema_rs.meta.validate(schema)
     return schema
@@ -140,7 +174,7 @@ def test_positional_only_parameters_cannot_be_called_by_name() -> None:
     def task(a: int, /) -> None:
         """A task."""
 
-    assert arguments_schema(task) is None
+    assert arguments_schema(task, "name") is None
 
 
 def test_hints_that_cannot_be_read_cost_nothing_but_checks(
@@ -182,6 +216,36 @@ def test_models_bring_their_own_schema() -> None:
 
     assert accepts(schema, {"model": {"inner": "text"}})
     assert not accepts(schema, {"model": {"inner": 5}})
+
+
+@pytest.mark.parametrize("hint", [Order, Invoice, list[Order], Job, "Job | None"])
+def test_types_whose_schema_cannot_be_made_take_anything(
+    hint: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A field's hint that only type checkers can read, or without JSON form, costs its check."""
+
+    def task(value: Any, other: int) -> None:
+        """A task."""
+
+    task.__annotations__["value"] = hint
+    with caplog.at_level(logging.WARNING, "nats"):
+        schema = schema_of(task)
+
+    assert accepts(schema, {"value": {"price": 1}, "other": 1})
+    assert not accepts(schema, {"value": 1, "other": "y"})
+    assert "argument value" in caplog.text
+
+
+def test_pydantic_models_are_checked() -> None:
+    """What a real model refuses is refused at the door."""
+
+    def task(settings: Settings) -> None:
+        """A task."""
+
+    schema = schema_of(task)
+
+    assert accepts(schema, {"settings": {"rows": 1}})
+    assert not accepts(schema, {"settings": {"rows": "many"}})
 
 
 def announced(app: Celery, queues: list[str]) -> list[TaskType]:
@@ -262,3 +326,60 @@ def test_tasks_that_need_positions_are_left_out(
 
     assert names == ["fast.add"]
     assert "positional-only" in caplog.text
+
+
+def test_tasks_whose_route_depends_on_their_arguments_are_left_out(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A router that reads the arguments of a call cannot be asked before there is one."""
+
+    def by_tenant(name: str, args: Any, kwargs: Any, options: Any, **_: Any) -> str | None:
+        return f"tenant-{kwargs['tenant']}" if name == "slow.work" else None
+
+    app.conf.task_routes = (by_tenant,)
+    app.amqp.flush_routes()
+
+    with caplog.at_level(logging.WARNING, "nats"):
+        names = [t.name for t in announced(app, ["celery"])]
+
+    assert names == ["fast.add", "own.queue"]
+    assert "task slow.work" in caplog.text
+    assert "KeyError('tenant')" in caplog.text
+
+
+def test_tasks_of_a_queue_that_the_app_does_not_know_are_left_out(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where no queues are made up, a route to one that is not declared leads nowhere."""
+    app.conf.task_create_missing_queues = False
+    app.conf.task_queues = [Queue("celery"), Queue("slow")]
+
+    with caplog.at_level(logging.WARNING, "nats"):
+        names = [t.name for t in announced(app, ["celery", "slow"])]
+
+    assert names == ["fast.add", "slow.work"]
+    assert "task own.queue" in caplog.text
+
+
+def test_a_task_that_cannot_be_described_is_offered_as_it_is(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A default value or a docstring without JSON form keeps nothing else from being told."""
+
+    @app.task(name="odd.default", shared=False)
+    def odd(points: Any = {(1, 2): "x"}) -> None:  # noqa: B006
+        """A task."""
+
+    @app.task(name="odd.text", shared=False)
+    def text() -> None:
+        """A task."""
+
+    text.run.__doc__ = "\ud800"
+
+    with caplog.at_level(logging.WARNING, "nats"):
+        odd_types = [t for t in announced(app, ["celery"]) if t.name.startswith("odd.")]
+
+    assert [t.name for t in odd_types] == ["odd.default", "odd.text"]
+    assert all(accepts(t.schema, {"points": 1}) for t in odd_types)
+    assert msgspec.json.encode(odd_types)
+    assert "task odd.text" in caplog.text
