@@ -7,6 +7,9 @@ in NATS too, so the next beat, on whatever host, sends neither twice nor what wa
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
 from datetime import datetime
 from typing import Any
@@ -32,6 +35,7 @@ logger = get_logger("celery.beat")
 LEASE_SECONDS = 6.0
 #: How often the lease is renewed, and how often the others try for it.
 _RENEW_SECONDS = 2.0
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class LastRun(msgspec.Struct, frozen=True):
@@ -56,7 +60,13 @@ class NatsScheduler(Scheduler):
         # Beats of different apps do not stand in for one another.
         self._lease_key = f"beat.{escape(str(app.main))}.lease"
         self._runs_key = f"beat.{escape(str(app.main))}.runs"
+        #: value of the lease, for whoever asks why another beat stands by
+        self._holder = msgspec.json.encode({"host": socket.gethostname(), "pid": os.getpid()})
+        #: revision of the lease while it is ours
         self._revision: int | None = None
+        #: revision of the stored runs that ours follow, None while there are none
+        self._runs_revision: int | None = None
+        self._is_told_to_wait = False
         self._valid_until = 0.0
         self._renew_at = 0.0
         super().__init__(app, *args, lazy=lazy, **kwargs)
@@ -76,22 +86,35 @@ class NatsScheduler(Scheduler):
 
     def apply_entry(self, entry: Any, producer: Any = None) -> None:
         """Store that the entry runs, then send it, so that nobody sends it a second time."""
+        self.sync()
         if not self._is_leading():
             logger.warning("beat: %s is left to the beat that took over", entry.name)
             return
-        self.sync()
         super().apply_entry(entry, producer=producer)
 
     def sync(self) -> None:
-        """Store the times of the last runs. Raises NatsConnectionError, JetStreamError."""
+        """Store the times of the last runs, and lose the lease where another beat did meanwhile.
+
+        Raises NatsConnectionError, JetStreamError.
+        """
         if not self._is_leading():
             return
-        runs = {
-            name: LastRun(entry.last_run_at, entry.total_run_count)
-            for name, entry in self.schedule.items()
-        }
+        runs = msgspec.json.encode(
+            {
+                name: LastRun(entry.last_run_at, entry.total_run_count)
+                for name, entry in self.schedule.items()
+            }
+        )
         with self._pool.connection() as connection:
-            self._bucket(connection).put(self._runs_key, msgspec.json.encode(runs))
+            bucket = self._bucket(connection)
+            # No clock is to be trusted after a pause of the machine: this is what decides.
+            if self._runs_revision is not None:
+                self._runs_revision = bucket.update(self._runs_key, runs, self._runs_revision)
+            else:
+                with contextlib.suppress(KeyExists):
+                    self._runs_revision = bucket.create(self._runs_key, runs)
+        if self._runs_revision is None:
+            self._lose()
 
     def close(self) -> None:
         """Give the lease back, so that another beat goes on at once."""
@@ -109,10 +132,10 @@ class NatsScheduler(Scheduler):
     # -- the lease ---------------------------------------------------------------------
 
     def _is_leading(self) -> bool:
-        return self._revision is not None and time.monotonic() < self._valid_until
+        return self._revision is not None and _now() < self._valid_until
 
     def _hold_lease(self) -> bool:
-        now = time.monotonic()
+        now = _now()
         if self._is_leading() and now < self._renew_at:
             return True
         with self._pool.connection() as connection:
@@ -121,9 +144,7 @@ class NatsScheduler(Scheduler):
                 JetStream(connection).ensure_topology(self._names)
                 self._take(bucket)
             else:
-                self._revision = bucket.update(
-                    self._lease_key, b"{}", self._revision, ttl_seconds=LEASE_SECONDS
-                )
+                self._renew(bucket)
         if self._revision is None:
             return False
         # Counted from before the write: the server cannot have ended the lease any earlier.
@@ -132,15 +153,43 @@ class NatsScheduler(Scheduler):
 
     def _take(self, bucket: Bucket) -> None:
         try:
-            self._revision = bucket.create(self._lease_key, b"{}", LEASE_SECONDS)
+            self._revision = bucket.create(self._lease_key, self._holder, LEASE_SECONDS)
         except KeyExists:
+            self._tell_who_leads(bucket)
             return
-        logger.info("beat: this one sends now")
+        self._is_told_to_wait = False
+        logger.info("beat: this one sends now for app %s", self.app.main)
         self._load_runs(bucket)
 
+    def _tell_who_leads(self, bucket: Bucket) -> None:
+        if self._is_told_to_wait:
+            return
+        [lease] = bucket.entries([self._lease_key])
+        if lease is not None:
+            self._is_told_to_wait = True
+            logger.info(
+                "beat: this one stands by, the lease of app %s is held by %s",
+                self.app.main,
+                lease.value.decode(errors="replace"),
+            )
+
+    def _renew(self, bucket: Bucket) -> None:
+        assert self._revision is not None
+        revision = bucket.update(self._lease_key, self._holder, self._revision, LEASE_SECONDS)
+        if revision is None:
+            self._lose()
+        else:
+            self._revision = revision
+
+    def _lose(self) -> None:
+        self._revision = None
+        self._is_told_to_wait = True
+        logger.warning("beat: the lease is another's now, this one stands by")
+
     def _load_runs(self, bucket: Bucket) -> None:
-        stored = bucket.get(self._runs_key)
-        runs = msgspec.json.decode(stored, type=dict[str, LastRun]) if stored else {}
+        [stored] = bucket.entries([self._runs_key])
+        self._runs_revision = None if stored is None else stored.revision
+        runs = msgspec.json.decode(stored.value, type=dict[str, LastRun]) if stored else {}
         for name, run in runs.items():
             entry = self.schedule.get(name)
             if entry is not None:
@@ -150,3 +199,8 @@ class NatsScheduler(Scheduler):
 
     def _bucket(self, connection: Any) -> Bucket:
         return Bucket(JetStream(connection), self._status)
+
+
+def _now() -> float:
+    """Seconds that also pass while the machine is suspended, where the system counts them."""
+    return time.clock_gettime(_CLOCK)
