@@ -51,41 +51,79 @@ def _topic_matches(pattern: list[str], words: list[str]) -> bool:
     return bool(words) and head in ("*", words[0]) and _topic_matches(rest, words[1:])
 
 
+class _Table:
+    """The bucket as it was read at one time, and what was told of it since."""
+
+    def __init__(self, sequence: int | None) -> None:
+        #: None: deleted while the table was being read
+        self.bindings: dict[str, Binding | None] = {}
+        #: of the last change before which none is missing; None where none gets lost
+        self.sequence = sequence
+        self.is_complete = False
+
+    def change(self, sequence: int, key: str, binding: Binding | None) -> None:
+        """Take over what was told of one key, None for its deletion."""
+        if self.sequence is not None:
+            if sequence <= self.sequence:
+                return  # told late: what was read is newer
+            if sequence == self.sequence + 1:
+                self.sequence = sequence
+        if binding is None and self.is_complete:
+            self.bindings.pop(key, None)
+        else:
+            self.bindings[key] = binding
+
+
 class BindingTable:
     """The durable bindings of a virtual host, kept current while the connection is read."""
 
     def __init__(self, js: JetStream, names: Names) -> None:
         self._js = js
         self._bucket = Bucket(js, names.bucket("bindings"))
-        #: None: deleted while the table was being read
-        self._bindings: dict[str, Binding | None] = {}
-        self._is_loaded = False
+        #: replaced as a whole: another thread may be reading or changing the one of before
+        self._table = _Table(None)
+        self._is_followed = False
         self._load_lock = threading.RLock()
 
     def _loaded(self) -> dict[str, Binding | None]:
-        if not self._is_loaded:
+        table = self._table
+        if not table.is_complete:
             self._js.connection.require_usable()
             with self._load_lock:  # nobody may take a table for complete that is being read
-                if not self._is_loaded:
+                if not self._table.is_complete:
                     self._load()
-        return self._bindings
+                table = self._table
+        return table.bindings
 
     def _load(self) -> None:
         # Subscribe first, so that nothing changes unseen between the two.
-        self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
+        if not self._is_followed:
+            self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
+            self._is_followed = True
+        sequence = self._last_sequence() if self._js.connection.is_clustered else None
+        self._table = table = _Table(sequence)
         for key, value in self._bucket.items().items():
             # What was told meanwhile, a deletion too, is newer than this list.
-            self._bindings.setdefault(key, _decode(value))
-        self._is_loaded = True
+            table.bindings.setdefault(key, _decode(value))
+        table.is_complete = True
+
+    def _last_sequence(self) -> int:
+        """Return the sequence of the bucket's last change, as its leader knows it."""
+        [last] = self._js.get_stored(self._bucket.stream, [self._bucket.subject(">")])
+        return 0 if last is None else last.seq
 
     def _on_change(self, message: Message) -> None:
         key = message.subject.removeprefix(self._bucket.change_subject(""))
-        if not is_gone(message):
-            self._bindings[key] = _decode(message.payload)
-        elif self._is_loaded:
-            self._bindings.pop(key, None)
-        else:
-            self._bindings[key] = None
+        binding = None if is_gone(message) else _decode(message.payload)
+        self._table.change(int(message.headers["Nats-Sequence"]), key, binding)
+
+    def _catch_up(self) -> None:
+        """Have the table hold every change that anybody was told of. One round trip."""
+        if not self._js.connection.is_clustered:
+            self._js.connection.flush()
+        elif self._last_sequence() != self._table.sequence:
+            # The word of a change is lost with the route or the node that carried it.
+            self._table.is_complete = False
 
     def queues_for(self, exchange: str, routing_key: str) -> set[str]:
         """Return the durable queues a message goes to, each once.
@@ -94,10 +132,10 @@ class BindingTable:
         are sent by the thousand and their receivers' queues are transient: for them it must do
         to read what has come already.
         """
-        if self._is_loaded and exchange == EVENT_EXCHANGE:
+        if self._table.is_complete and exchange == EVENT_EXCHANGE:
             self._read_changes()
-        elif self._is_loaded:
-            self._js.connection.flush()
+        elif self._table.is_complete:
+            self._catch_up()
         return {
             binding.queue
             for binding in self.all()
@@ -110,6 +148,8 @@ class BindingTable:
                 self._js.connection.drain(0)
 
     def add(self, binding: Binding) -> None:
+        if self._table.is_complete and self._js.connection.is_clustered:
+            self._catch_up()  # its removal may have gone unheard
         if self._loaded().get(binding.bucket_key) == binding:
             return
         try:
@@ -135,7 +175,7 @@ class BindingTable:
 
     def _remove(self, binding: Binding) -> None:
         self._bucket.delete(binding.bucket_key)
-        self._bindings.pop(binding.bucket_key, None)
+        self._table.bindings.pop(binding.bucket_key, None)
 
     def all(self) -> list[Binding]:
         # A list at once: another thread may read of a change meanwhile.

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 from celery import Celery
+from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
 
 from bridge.errors import NatsConnectionError
-from bridge.names import Names, bucket_stream
-from bridge.wire import Bucket, JetStream, KeyExists, PubAck
+from bridge.names import Names, bucket_stream, escape
+from bridge.transport.exchange import BindingTable
+from bridge.wire import Bucket, JetStream, KeyExists, Message, PubAck
 from tests.support.celery_client import close_app, make_app
 from tests.support.celery_worker import CeleryWorker
+from tests.support.inbox import Inbox
 from tests.support.nats_cluster import NODES, REPLICAS, NatsCluster
 from tests.support.recovery import (
     BACK_SECONDS,
@@ -27,7 +30,7 @@ from tests.support.recovery import (
     worker_on,
 )
 from tests.support.waiting import wait_until
-from tests.support.wire import connected
+from tests.support.wire import connected, read_until
 
 NAMES = Names()
 RESULTS = NAMES.bucket("results")
@@ -301,3 +304,77 @@ def test_a_message_id_is_stored_once(cluster: NatsCluster) -> None:
             assert isinstance(first, PubAck)
             assert isinstance(second, PubAck)
             assert {first.duplicate, second.duplicate} == {False, True}
+
+
+class Unheard:
+    """Loses the word of what changes in a queue's bindings, as a route does that drops.
+
+    To be made before the table is read.
+    """
+
+    def __init__(self, table: BindingTable, queue: Queue) -> None:
+        self.heard: list[Message] = []
+        self.lost: list[Message] = []
+        self._key = escape(queue.name)
+        self._hear = table._on_change
+        table._on_change = self._pass  # type: ignore[method-assign]
+
+    def _pass(self, message: Message) -> None:
+        if self._key in message.subject:
+            self.lost.append(message)
+        else:
+            self.heard.append(message)
+            self._hear(message)
+
+
+@contextmanager
+def two_nodes(cluster: NatsCluster) -> Iterator[tuple[Connection, Connection]]:
+    """Connections to two nodes; what the first binds, the second hears of."""
+    options = {"replicas": REPLICAS, "timeout": ELECTED_SECONDS}
+    with (
+        Connection(cluster.broker_url("a"), transport_options=options) as binder,
+        Connection(cluster.broker_url("b"), transport_options=options) as publisher,
+    ):
+        yield binder, publisher
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_binding_that_went_unheard_is_found(cluster: NatsCluster, later: bool) -> None:
+    """A message goes to every queue bound before it, also where nobody was told of the binding.
+
+    A later change that is heard of does not hide it.
+    """
+    exchange = Exchange(f"unheard-{later}", "topic")
+    queues = [Queue(f"{exchange.name}-{number}", exchange, f"key.{number}") for number in range(3)]
+    with two_nodes(cluster) as (binder, publisher):
+        wire = publisher.connection.wire
+        word = Unheard(publisher.connection.bindings, queues[1])
+        producer = publisher.Producer(exchange=exchange)
+        producer.publish("loads the table", routing_key="key.0")
+        queues[0].bind(binder.default_channel).declare()
+        read_until(wire, lambda: word.heard)
+        queues[1].bind(binder.default_channel).declare()
+        read_until(wire, lambda: word.lost)
+        if later:
+            queues[2].bind(binder.default_channel).declare()
+            read_until(wire, lambda: len(word.heard) > 1)
+
+        producer.publish("through", routing_key="key.1")
+
+        assert Inbox(binder, queues[1]).take()[0].payload == "through"
+
+
+def test_a_binding_is_made_again_whose_removal_went_unheard(cluster: NatsCluster) -> None:
+    """Who declares a queue does not trust an old table that it is bound."""
+    exchange = Exchange("unheard-removal", "topic")
+    queue = Queue(exchange.name, exchange, "key")
+    with two_nodes(cluster) as (remover, binder):
+        word = Unheard(binder.connection.bindings, queue)
+        queue.bind(binder.default_channel).declare()
+        queue.bind(remover.default_channel).unbind_from(exchange, "key")
+        read_until(binder.connection.wire, lambda: len(word.lost) == 2)
+
+        queue.bind(binder.default_channel).declare()
+
+        remover.Producer(exchange=exchange).publish("through", routing_key="key")
+        assert Inbox(binder, queue).take()[0].payload == "through"
