@@ -155,9 +155,6 @@ def _follow_with_prefetch(consumer: Any, target: int) -> None:
     full = target * consumer.prefetch_multiplier
     if not consumer.initial_prefetch_count or not full:
         return
-    if not consumer._maximum_prefetch_restored:
-        # After a reconnect Celery starts low, and climbs as the tasks of before end.
-        full = min(full, consumer.initial_prefetch_count)
     consumer.initial_prefetch_count = full
     change = full + len(worker_state.scheduled_requests) - consumer.qos.value
     if change > 0:

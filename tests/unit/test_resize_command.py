@@ -33,7 +33,6 @@ def state(*, size: Any = None, prefetch: int = 8, autoscaler: Any = None) -> Sim
         controller=controller,
         prefetch_multiplier=4,
         initial_prefetch_count=prefetch,
-        _maximum_prefetch_restored=True,
         qos=QoS(lambda prefetch_count: None, prefetch),
     )
     return SimpleNamespace(consumer=consumer)
@@ -87,14 +86,3 @@ def test_prefetch_without_limit_stays_so() -> None:
     resize.pool_resize(given, 5)
 
     assert given.consumer.qos.value == 0
-
-
-def test_prefetch_lowered_by_a_reconnect_is_not_raised_early() -> None:
-    """Celery starts low after a reconnect while tasks of before still run."""
-    given = state(size=RecordedSize())
-    given.consumer._maximum_prefetch_restored = False
-    given.consumer.initial_prefetch_count = given.consumer.qos.value = 4
-
-    resize.pool_resize(given, 5)
-
-    assert given.consumer.qos.value == 4
