@@ -13,6 +13,7 @@ import msgspec
 from bridge.errors import NatsConnectionError
 from bridge.names import EVENT_EXCHANGE, Names
 from bridge.wire import Connection, JetStream, Message
+from bridge.wire.jetstream import delivered
 
 #: The server sends a sign of life this often; after three missed ones it has forgotten us.
 _HEARTBEAT_SECONDS = 5.0
@@ -106,12 +107,9 @@ class EventFeed:
             if proceed:
                 self._wire.publish(proceed)
             return
-        # $JS.ACK. … .<delivered>.<stream seq>.<consumer seq>.<time>.<pending> (ADR-15 of NATS)
-        tokens = message.reply.split(".")
-        first = 4 if len(tokens) == 9 else 6
-        seq, delivered, nanoseconds, pending = map(int, tokens[first + 1 : first + 5])
+        seq, number, nanoseconds, pending = map(int, delivered(message.reply)[3:])
         self._delivered += 1
-        if delivered != self._delivered:
+        if number != self._delivered:
             raise NatsConnectionError("an event got lost on the way; reading it again")
         self._position.last_seq = seq
         self._take(StoredEvent(message, seq, nanoseconds / 1e9, pending))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from bridge.names import PRIORITIES, Names
 from bridge.wire import Connection, Message
+from bridge.wire.jetstream import delivered
 
 logger = logging.getLogger("nats")
 
@@ -54,14 +55,10 @@ class Delivery:
     def __init__(self, message: Message) -> None:
         self.message = message
         self.ack_subject = message.reply
-        tokens = message.reply.split(".")
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>,
-        # or with domain and account hash in front of the stream (ADR-15 of NATS).
-        first = 4 if len(tokens) == 9 else 6
-        self.stream = tokens[first - 2]
-        self.num_delivered = int(tokens[first])
-        self.stream_seq = int(tokens[first + 1])
-        self.num_pending = int(tokens[first + 4])
+        self.stream, _, times, sequence, _, _, pending = delivered(message.reply)
+        self.num_delivered = int(times)
+        self.stream_seq = int(sequence)
+        self.num_pending = int(pending)
         #: the level the message was stored under
         self.priority = int(message.subject.rsplit(".", 1)[1])
 

@@ -334,6 +334,18 @@ def status_error(message: Message, stream: str) -> JetStreamError:
     return JetStreamError(ApiError(message.status or 500, 0, message.description), stream)
 
 
+def delivered(ack_subject: str) -> list[str]:
+    """Return what the reply subject says of a message that a consumer delivered.
+
+    Stream, consumer, times delivered, sequence in the stream, of the consumer, nanoseconds since
+    1970, messages pending.
+    """
+    tokens = ack_subject.split(".")
+    # $JS.ACK. and these, or with domain and account hash before them and more to come behind
+    # (ADR-15 of NATS).
+    return tokens[2:] if len(tokens) == 9 else tokens[4:11]
+
+
 def is_expired(message: Message) -> bool:
     """True for the marker that a message leaves whose time was up (ADR-43 of NATS)."""
     return message.headers.get("Nats-Marker-Reason") == "MaxAge"
