@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import threading
 import time
 from collections import deque
@@ -39,6 +38,7 @@ from bridge.wire.protocol import (
     encode_unsubscribe,
 )
 from bridge.wire.refusals import Refusals, Waiter, is_operation_refused
+from bridge.wire.replies import Replies
 from bridge.wire.turns import Turns
 
 logger = logging.getLogger("nats")
@@ -64,13 +64,8 @@ class Connection:
         self._frames: deque[Frame] = deque()
         self._callbacks: dict[int, Callback] = {}
         self._sids = itertools.count(1)
-        self._inbox = f"_INBOX.{os.urandom(11).hex()}"
-        self._reply_subjects = f"{self._inbox}.*"
-        self._inbox_sid = 0
-        self._reply_numbers = itertools.count(1)
-        self._inboxes = itertools.count()
-        #: reply token -> the reply, None while it is awaited
-        self._replies: dict[str, Message | None] = {}
+        self._replies = Replies()
+        self._replies_sid = 0
         self._turns = Turns()
         # Reentrant: a signal handler of the thread that holds it may ping too.
         self._order_lock = threading.RLock()
@@ -189,8 +184,7 @@ class Connection:
 
     def new_inbox(self) -> str:
         """Return a subject nobody else uses."""
-        # A level deeper than the replies to requests, which are subscribed to as one.
-        return f"{self._inbox}.s.{next(self._inboxes)}"
+        return self._replies.new_inbox()
 
     def _write(self, data: bytes) -> None:
         self._opened().send(data)
@@ -306,27 +300,24 @@ class Connection:
         NatsConnectionError when the connection broke.
         """
         requests = list(requests)
-        tokens = [f"{self._inbox}.{next(self._reply_numbers)}" for _ in requests]
-        limit = self._max_payload
-        frames = b"".join(
-            encode_publish(*request, token, limit)
-            for request, token in zip(requests, tokens, strict=True)
-        )
-        asked = [subject for subject, _, _ in requests]
-        replies = self._replies
-        replies.update(dict.fromkeys(tokens))
+        replies, limit = self._replies, self._max_payload
+        subjects = replies.expect(len(requests))
         try:
-            with self._refusals.waiting(self._reply_subjects, *asked) as waiter:
-                self._ensure_inbox()
+            frames = b"".join(
+                encode_publish(*request, subject, limit)
+                for request, subject in zip(requests, subjects, strict=True)
+            )
+            asked = [subject for subject, _, _ in requests]
+            with self._refusals.waiting(replies.subjects, *asked) as waiter:
+                self._ensure_replies()
                 self._write(frames)
                 deadline = time.monotonic() + timeout
                 with contextlib.suppress(NatsTimeout):
-                    for token in tokens:
-                        self._read_until(partial(replies.get, token), waiter, deadline)
-            return [replies[token] for token in tokens]
+                    for subject in subjects:
+                        self._read_until(partial(replies.on, subject), waiter, deadline)
+            return [replies.on(subject) for subject in subjects]
         finally:
-            for token in tokens:
-                replies.pop(token, None)
+            replies.forget(subjects)
 
     def collect(
         self,
@@ -401,15 +392,10 @@ class Connection:
             return False
         return True
 
-    def _ensure_inbox(self) -> None:
-        if not self._inbox_sid:
+    def _ensure_replies(self) -> None:
+        if not self._replies_sid:
             self.require_usable()
             with self._order_lock:  # no request of another thread may overtake the subscription
-                self._inbox_sid = self._inbox_sid or self.subscribe(
-                    self._reply_subjects, self._on_reply
+                self._replies_sid = self._replies_sid or self.subscribe(
+                    self._replies.subjects, self._replies.receive
                 )
-
-    def _on_reply(self, message: Message) -> None:
-        # A reply nobody awaits any more belongs to a request that has timed out.
-        if message.subject in self._replies:
-            self._replies[message.subject] = message
