@@ -19,7 +19,7 @@ from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.utils.serialization import get_pickled_exception
 from kombu.exceptions import EncodeError
-from kombu.utils.encoding import bytes_to_str
+from kombu.utils.encoding import bytes_to_str, str_to_bytes
 from kombu.utils.functional import retry_over_time
 
 from bridge.backend.chord import ChordBackend
@@ -169,7 +169,7 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
     def set(
         self, key: str | bytes, value: str | bytes, headers: Mapping[str, str] | None = None
     ) -> None:
-        data = value.encode() if isinstance(value, str) else value
+        data = str_to_bytes(value)
         self._with_bucket(
             lambda bucket, _: bucket.put(self._key(key), data, self._ttl, headers or {})
         )
@@ -234,8 +234,7 @@ class NatsBackend(AsyncBackendMixin, ChordBackend):
         self, key: str | bytes, meta: Mapping[str, Any], headers: Mapping[str, str]
     ) -> None:
         """Store a state, one round trip where it is the task's first."""
-        encoded = self.encode(meta)
-        data = encoded.encode() if isinstance(encoded, str) else encoded
+        data = str_to_bytes(self.encode(meta))
 
         def work(bucket: Bucket, _: JetStream) -> None:
             name = self._key(key)

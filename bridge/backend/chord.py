@@ -11,6 +11,7 @@ from celery.backends.base import BaseKeyValueStoreBackend
 from celery.exceptions import ChordError
 from celery.result import GroupResult, allow_join_result
 from celery.utils.functional import _regen
+from kombu.utils.encoding import str_to_bytes
 
 from bridge.backend.chord_record import ChordRecord, new_holder
 from bridge.names import Names
@@ -47,7 +48,7 @@ class ChordBackend(BaseKeyValueStoreBackend):
             key = self._key(self.get_key_for_group(header_result.id))
             value = self.encode({"result": header_result.as_tuple()})
             ttl = self._chord_result_expires or None
-            self._with_bucket(lambda bucket, _: bucket.put(key, _bytes(value), ttl))
+            self._with_bucket(lambda bucket, _: bucket.put(key, str_to_bytes(value), ttl))
 
     def set_chord_size(self, group_id: str, chord_size: int) -> None:
         self._chord(group_id, lambda chord: chord.set_size(chord_size))
@@ -64,7 +65,7 @@ class ChordBackend(BaseKeyValueStoreBackend):
             return
         part = ChordRecord.part(task_id, request.group_index)
         outcome = self.encode([1, task_id, state, self.encode_result(result, state)])
-        if not self._chord(group_id, lambda chord: chord.store(part, _bytes(outcome))):
+        if not self._chord(group_id, lambda chord: chord.store(part, str_to_bytes(outcome))):
             return
         holder = new_holder(part)
         claim = self._chord(group_id, lambda chord: chord.claim(holder))
@@ -127,7 +128,3 @@ class ChordBackend(BaseKeyValueStoreBackend):
 
 class _ClaimLost(Exception):
     pass
-
-
-def _bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
