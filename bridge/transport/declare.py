@@ -11,10 +11,9 @@ from amqp.exceptions import InvalidCommand, NotFound
 from amqp.protocol import queue_declare_ok_t
 from kombu.transport import base
 
-from bridge.names import EVENT_EXCHANGE
 from bridge.transport.arguments import QueueArguments, warn_of_ignored
 from bridge.transport.broker import BrokerConnection
-from bridge.transport.exchange import EXCHANGE_TYPES, Binding
+from bridge.transport.exchange import EXCHANGE_TYPES, Binding, is_celerys_own
 from bridge.transport.stored import CONSUMER_NOT_FOUND
 from bridge.transport.transient import TransientQueue
 from bridge.wire.jetstream import JetStreamError
@@ -241,5 +240,5 @@ class DeclaringChannel(base.StdChannel):
 
 
 def _is_for_those_present(exchange: str, exchange_type: str) -> bool:
-    """True for broadcasts and for the exchanges of Celery's remote control, replies and events."""
-    return exchange_type == "fanout" or exchange == EVENT_EXCHANGE or exchange.endswith(".pidbox")
+    """True for broadcasts and for Celery's own exchanges."""
+    return exchange_type == "fanout" or is_celerys_own(exchange)

@@ -33,6 +33,11 @@ class Binding(msgspec.Struct, frozen=True):
         return f"{escape(self.exchange)}.{escape(self.queue)}.{escape(self.binding_key)}"
 
 
+def is_celerys_own(exchange: str) -> bool:
+    """True for Celery's events, remote control and replies, heard by who is there."""
+    return exchange == EVENT_EXCHANGE or exchange.endswith(".pidbox")
+
+
 def key_matches(exchange_type: str, binding_key: str, routing_key: str) -> bool:
     """True when an exchange of this type hands a message with `routing_key` to the binding."""
     if exchange_type == "fanout":
@@ -128,11 +133,11 @@ class BindingTable:
     def queues_for(self, exchange: str, routing_key: str) -> set[str]:
         """Return the durable queues a message goes to, each once.
 
-        Costs a round trip, after which no binding that anybody was told of is missing. Events
-        are sent by the thousand and their receivers' queues are transient: for them it must do
-        to read what has come already.
+        Costs a round trip, after which no binding that anybody was told of is missing. Not for
+        Celery's own exchanges: events are sent by the thousand, and remote control also works while
+        a cluster elects a leader for the bindings. What has come already is read.
         """
-        if self._table.is_complete and exchange == EVENT_EXCHANGE:
+        if self._table.is_complete and is_celerys_own(exchange):
             self._read_changes()
         elif self._table.is_complete:
             self._catch_up()
