@@ -235,15 +235,17 @@ class Channel(DeclaringChannel):
     def _set_aside(self, raw: RawMessage, delivery: Delivery) -> bool:
         """True when a message cannot be done and is now a dead letter."""
         dead = self.broker.dead
+        task = None
         try:
-            headers, _, _ = raw.decoded()
+            raw.decoded()
         except (MalformedMessage, ValueError) as error:
-            headers, reason = None, str(error)
+            reason = str(error)
         else:
             if not dead.is_poison(delivery):
                 return False
             reason = dead.poison_reason()
-        dead.set_aside(raw.queue, delivery, reason, headers)
+            task = self.Message(raw, self)
+        dead.set_aside(raw.queue, delivery, reason, task)
         self.intake.settle(raw.delivery_tag, TERM)
         return True
 

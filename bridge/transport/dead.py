@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from bridge.envelope import now
+from bridge.errors import NatsConnectionError
 from bridge.names import Names
+from bridge.transport.message import Message
 from bridge.transport.pull import Delivery
 from bridge.wire import Bucket, JetStream
 
@@ -25,8 +26,8 @@ class DeadLetters:
     """The stream of dead letters, and how often a message came before it got there."""
 
     def __init__(self, js: JetStream, names: Names, max_deliveries: int) -> None:
-        #: told of every task set aside: its Celery headers and the reason
-        self.on_dead: Callable[[Mapping[str, Any], str], None] | None = None
+        #: told of every task set aside and the reason
+        self.on_dead: Callable[[Message, str], None] | None = None
         self._js = js
         self._names = names
         self._max_deliveries = max_deliveries
@@ -50,13 +51,11 @@ class DeadLetters:
     def poison_reason(self) -> str:
         return f"delivered {self._max_deliveries} times and never finished"
 
-    def set_aside(
-        self, queue: str, delivery: Delivery, reason: str, headers: Mapping[str, Any] | None
-    ) -> None:
+    def set_aside(self, queue: str, delivery: Delivery, reason: str, task: Message | None) -> None:
         """Store a copy with its reason; the caller then ends the message itself.
 
-        `headers` are Celery's, None where the message is no task. Raises JetStreamError,
-        NatsConnectionError: then nothing may be ended.
+        `task` is None where the message is none. Raises JetStreamError, NatsConnectionError: then
+        nothing may be ended.
         """
         message = delivery.message
         text = " ".join(reason.split())[:_REASON_CHARACTERS].encode("ascii", "replace").decode()
@@ -67,11 +66,14 @@ class DeadLetters:
         }
         fields |= {REASON_HEADER: text, QUEUE_HEADER: queue, TIME_HEADER: now()}
         self._js.publish(self._names.dead_subject(queue), message.payload, fields)
-        logger.error(
-            "set aside a message of queue %s: %s (task %s)",
-            queue,
-            text,
-            (headers or {}).get("id", "unknown"),
-        )
-        if headers is not None and self.on_dead is not None:
-            self.on_dead(headers, text)
+        task_id = "unknown" if task is None else task.headers.get("id", "unknown")
+        logger.error("set aside a message of queue %s: %s (task %s)", queue, text, task_id)
+        if task is None or "task" not in task.headers or self.on_dead is None:
+            return
+        try:
+            self.on_dead(task, text)
+        except NatsConnectionError:
+            raise  # it comes again, and is told of then
+        # A result backend's own. Said again for each delivery, it would block the queue.
+        except Exception as error:
+            logger.error("who waits for task %s was not told of its end: %r", task_id, error)

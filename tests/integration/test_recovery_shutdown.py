@@ -14,11 +14,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from celery import Celery
-from celery.exceptions import WorkerLostError
+from celery import Celery, chain, chord
+from celery.exceptions import ChordError, WorkerLostError
 
 from tests.support.nats import NatsServer
-from tests.support.recovery import PATIENCE_SECONDS, Notebook, worker_on
+from tests.support.recovery import PATIENCE_SECONDS, Notebook, consumer_counts, worker_on
+from tests.support.slow_app import Unreachable
 from tests.support.waiting import wait_until
 
 SLOW_APP = "tests.support.slow_app"
@@ -71,6 +72,51 @@ def test_poison_task_ends_and_takes_nobody_with_it(
 
         assert notebook.lines == ["start die"] * 3
         assert notebook.send("afterwards").get(timeout=20) == f"afterwards by {worker.hostname}"
+        worker.stop()
+
+
+def test_what_waits_for_a_poison_task_is_told(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """Its chord, what follows it in a chain and its errback, as of any task that failed."""
+    notebook = Notebook(app, tmp_path / "ran")
+    die = app.signature("slow.die", (str(notebook.file),))
+    add = app.signature("foreign.add", (1, 2))
+    total = app.signature("foreign.total")
+    errback = app.signature("foreign.record", (str(notebook.file), "errback"), immutable=True)
+    with worker_on(
+        nats_server.url, tmp_path, app=SLOW_APP, environ={"MAX_DELIVERIES": "2"}
+    ) as worker:
+        in_chord = chord([add, die], app=app)(total)
+        in_chain = chain(die.set(link_error=[errback]), total, app=app)()
+
+        with pytest.raises(ChordError, match="delivered 2 times"):
+            # Without its parents, of which the poison is one
+            app.AsyncResult(in_chord.id).get(timeout=PATIENCE_SECONDS)
+        with pytest.raises(WorkerLostError, match="delivered 2 times"):
+            app.AsyncResult(in_chain.id).get(timeout=PATIENCE_SECONDS)
+        notebook.wait_for("end errback")
+        worker.stop()
+
+
+def test_poison_task_whose_end_cannot_be_told(
+    nats_server: NatsServer, app: Celery, tmp_path: Path
+) -> None:
+    """The result backend, not NATS, fails: one dead letter, one line of log, and work goes on."""
+    notebook = Notebook(app, tmp_path / "ran")
+    environ = {"MAX_DELIVERIES": "1", "CELERY_RESULT_BACKEND": f"{SLOW_APP}:Unreachable"}
+    with worker_on(nats_server.url, tmp_path, app=SLOW_APP, environ=environ) as worker:
+        poison = app.send_task("slow.die", (str(notebook.file),))
+        worker.wait_for_log("set aside a message")
+        notebook.send("afterwards")
+        notebook.wait_for("end afterwards")
+        wait_until(lambda: consumer_counts(nats_server.url, "foreign") == (0, 0))
+
+        [told] = [line for line in worker.output.splitlines() if "was not told" in line]
+        assert poison.id in told
+        assert Unreachable.REASON in told
+        assert worker.output.count("set aside a message") == 1
+        assert worker.output.count("Connected to nats://") == 1
         worker.stop()
 
 

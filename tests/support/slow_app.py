@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery import signals
+from celery import signals, states
+from celery.backends.base import DisabledBackend
 from celery.worker.control import inspect_command
 
 from tests.support.foreign_app import app, record
@@ -35,6 +36,16 @@ def die(path: str) -> None:
 def relay(path: str, word: str) -> None:
     """Send a task from within the pool process."""
     record.delay(path, word)
+
+
+class Unreachable(DisabledBackend):
+    """A result backend that fails where a failure is to be stored."""
+
+    REASON = "no results today"
+
+    def store_result(self, task_id: str, result: Any, state: str, *_: Any, **__: Any) -> None:
+        if state == states.FAILURE:
+            raise RuntimeError(self.REASON)
 
 
 @inspect_command()
