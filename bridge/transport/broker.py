@@ -45,8 +45,8 @@ class BrokerConnection:
     """One connection as kombu sees it. Times in seconds.
 
     `ack_wait` is how long a delivery may go without a sign of life before JetStream gives it to
-    another worker; `max_deliveries` how often a message may come before it is set aside; `timeout`
-    bounds every request.
+    another worker; `max_deliveries` how often a message may come before it is set aside (0: for
+    ever); `timeout` bounds every request.
     """
 
     def __init__(

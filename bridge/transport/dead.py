@@ -39,7 +39,7 @@ class DeadLetters:
         JetStream's own count does not serve: it also counts what was given back at once because
         no slot was free, and that says nothing about the task.
         """
-        if delivery.num_delivered == 1:
+        if delivery.num_delivered == 1 or not self._max_deliveries:
             return False
         key = str(delivery.stream_seq)
         earlier = int(self._bucket.get(key) or 1)

@@ -14,7 +14,8 @@ Connection String
 Transport Options
 =================
 * ``ack_wait``: seconds a silent worker keeps its deliveries (30)
-* ``max_deliveries``: how often a message may be delivered before it is set aside (20)
+* ``max_deliveries``: how often a message may be delivered before it is set aside (20; 0: for ever);
+  one that its consumer requeues is delivered again, too
 * ``timeout``: seconds a request may take (5)
 * ``replicas``: copies of each stream this transport creates (1)
 * ``token``, ``nkey_seed_file``, ``credentials_file``, ``tls_ca_file``, ``tls_cert_file``,
@@ -117,15 +118,16 @@ class Transport(base.Transport):
     def _connected(self) -> BrokerConnection:
         client, options = self.client, self.client.transport_options or {}
         warn_of_ignored_options(options)
+        max_deliveries = options.get("max_deliveries")
+        if max_deliveries is None:  # and not 0, which is no limit
+            max_deliveries = os.environ.get("MAX_DELIVERIES") or MAX_DELIVERIES
         connection = BrokerConnection(
             self.connect_options(),
             Names(client.virtual_host or DEFAULT_VHOST),
             ack_wait=float(
                 options.get("ack_wait") or os.environ.get("ACK_WAIT_SECONDS") or ACK_WAIT_SECONDS
             ),
-            max_deliveries=int(
-                options.get("max_deliveries") or os.environ.get("MAX_DELIVERIES") or MAX_DELIVERIES
-            ),
+            max_deliveries=int(max_deliveries),
             timeout=float(options.get("timeout") or TIMEOUT_SECONDS),
             replicas=int(options.get("replicas") or os.environ.get("NATS_REPLICAS") or 1),
         )

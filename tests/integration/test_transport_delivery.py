@@ -7,6 +7,7 @@ import time
 import pytest
 from kombu import Connection, Queue
 
+from bridge.transport.transport import MAX_DELIVERIES
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox, send
 from tests.support.waiting import wait_until
@@ -110,6 +111,23 @@ def test_requeued_message_comes_again_and_says_so(connect: Connect, name: str) -
     assert second.headers["x-delivery-count"] == 1
     assert third.headers["x-delivery-count"] == 2
     assert third.payload == "again"
+
+
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_without_a_limit_of_deliveries_a_message_comes_again_for_ever(
+    connect: Connect, name: str, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """`max_deliveries` 0 sets nothing aside, however often it was given back."""
+    options = {"max_deliveries": 0} if by == "option" else {}
+    monkeypatch.setenv("MAX_DELIVERIES", "3" if by == "option" else "0")
+    queue = Queue(name)
+    inbox = Inbox(connect(transport_options=options), queue)
+    send(connect(), queue, "busy")
+
+    for _ in range(MAX_DELIVERIES + 2):
+        inbox.take()[0].requeue()
+
+    assert inbox.take()[0].headers["x-delivery-count"] == MAX_DELIVERIES + 2
 
 
 def test_rejected_message_is_gone(connect: Connect, name: str) -> None:
