@@ -16,6 +16,7 @@ from bridge.errors import NatsConnectionError
 from bridge.names import Names
 from bridge.transport.dead import DeadLetters
 from bridge.transport.exchange import BindingTable
+from bridge.transport.expiry import Expiry
 from bridge.transport.keeper import IN_PROGRESS, NAK, Keeper
 from bridge.transport.leftovers import Leftovers, leftovers_of
 from bridge.transport.stored import StoredQueues
@@ -73,6 +74,7 @@ class BrokerConnection:
         self.dead = DeadLetters(self.js, names, max_deliveries)
         self.exchange_types: dict[str, str] = {}
         self.stored_queues = StoredQueues(self.js, names, ack_wait)
+        self.expiry = Expiry(self.js, names, self.bindings, self.stored_queues)
         #: queues in memory: they belong to the connection, and its channels share them
         self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []

@@ -153,10 +153,11 @@ class Channel(DeclaringChannel):
             return [addressed(names, routing_key, headers, properties, fields, payload, ttl)], None
         properties = {**properties, "exchange": exchange, "routing_key": routing_key}
         fields, payload = encode_message(body, headers=headers, properties=properties)
-        queues = self.broker.bindings.queues_for(exchange, routing_key) if exchange else set()
+        queues = self.broker.bindings.queues_for(exchange, routing_key) if exchange else {}
         durable = [
             addressed(names, queue, headers, properties, fields, payload, self._message_ttl(queue))
-            for queue in queues
+            for queue, may_have_expired in queues.items()
+            if not (may_have_expired and self.broker.expiry.is_over(queue))
         ]
         fields |= expiry_headers(ttl_seconds(properties.get("expiration")))
         return durable, (names.exchange_subject(exchange, routing_key), payload, fields)

@@ -123,25 +123,24 @@ class DeclaringChannel(base.StdChannel):
         if self._transient.setdefault(queue, made) is not made:
             made.close()
 
+    def _waiting(self, queue: str) -> int:
+        infos = self._infos(queue)
+        if not infos:
+            raise NotFound(f"no queue {queue!r}", (50, 10), "Queue.declare")
+        return sum(info["num_pending"] for info in infos)
+
     def _infos(self, queue: str) -> list[dict[str, Any]]:
+        """Return what the server knows of a queue's consumers, nothing where there is none."""
         try:
             return self.broker.stored_queues.infos(queue)
         except JetStreamError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
-            raise NotFound(f"no queue {queue!r}", (50, 10), "Queue.declare") from error
-
-    def _waiting(self, queue: str) -> int:
-        return sum(info["num_pending"] for info in self._infos(queue))
+            return []
 
     def _is_stored(self, queue: str) -> bool:
-        if queue in self.broker.stored_queues.arguments:
-            return True
-        try:
-            self._infos(queue)
-        except NotFound:
-            return False
-        return True
+        queues = self.broker.stored_queues
+        return queue in queues.arguments or queues.is_there(queue)
 
     def _message_ttl(self, queue: str) -> float | None:
         known = self.broker.stored_queues.arguments
@@ -159,7 +158,9 @@ class DeclaringChannel(base.StdChannel):
         if queue in self._transient:
             self._transient[queue].bind(exchange, exchange_type, routing_key)
         else:
-            self.broker.bindings.add(Binding(exchange, exchange_type, queue, routing_key))
+            known = self.broker.stored_queues.arguments
+            expires = self._is_stored(queue) and known[queue].expires is not None
+            self.broker.bindings.add(Binding(exchange, exchange_type, queue, routing_key, expires))
 
     def _exchange_type(self, exchange: str) -> str:
         known = self.broker.exchange_types.get(exchange)
@@ -209,12 +210,8 @@ class DeclaringChannel(base.StdChannel):
             transient.close()
             return waiting
         if if_empty or if_unused:
-            try:
-                infos = self._infos(queue)
-            except NotFound:
-                return 0
             # One that holds nothing has asked for more.
-            used = any(info["num_ack_pending"] or info["num_waiting"] for info in infos)
+            used = any(i["num_ack_pending"] or i["num_waiting"] for i in self._infos(queue))
             if (if_unused and used) or (if_empty and self._holds_messages(queue)):
                 return None
         # What comes to an empty queue in this moment stays for who declares it again.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Mapping
 
 import msgspec
 
@@ -15,15 +16,19 @@ from bridge.wire import Bucket, JetStream, KeyExists, Message
 from bridge.wire.jetstream import is_gone
 
 EXCHANGE_TYPES = frozenset({"direct", "topic", "fanout"})
+#: Nobody reads a marker later than with the table; there would be one for each queue ever bound.
+_MARKER_SECONDS = 3600.0
 
 
-class Binding(msgspec.Struct, frozen=True):
+class Binding(msgspec.Struct, frozen=True, omit_defaults=True):
     """Bucket `bindings`: messages of an exchange with a matching key go to a durable queue."""
 
     exchange: str
     exchange_type: str
     queue: str
     binding_key: str
+    #: the server drops the queue when nobody has used it for some time
+    expires: bool = False
 
     def matches(self, routing_key: str) -> bool:
         return key_matches(self.exchange_type, self.binding_key, routing_key)
@@ -89,6 +94,8 @@ class BindingTable:
         self._table = _Table(None)
         self._is_followed = False
         self._load_lock = threading.RLock()
+        #: what this connection has bound of queues that expire
+        self._own: dict[str, set[Binding]] = {}
 
     def _loaded(self) -> dict[str, Binding | None]:
         table = self._table
@@ -130,8 +137,8 @@ class BindingTable:
             # The word of a change is lost with the route or the node that carried it.
             self._table.is_complete = False
 
-    def queues_for(self, exchange: str, routing_key: str) -> set[str]:
-        """Return the durable queues a message goes to, each once.
+    def queues_for(self, exchange: str, routing_key: str) -> dict[str, bool]:
+        """Return the durable queues a message goes to, and whether each may have expired.
 
         Costs a round trip, after which no binding that anybody was told of is missing. Not for
         Celery's own exchanges: events are sent by the thousand, and remote control also works while
@@ -141,11 +148,11 @@ class BindingTable:
             self._read_changes()
         elif self._table.is_complete:
             self._catch_up()
-        return {
-            binding.queue
-            for binding in self.all()
-            if binding.exchange == exchange and binding.matches(routing_key)
-        }
+        found: dict[str, bool] = {}
+        for binding in self.all():
+            if binding.exchange == exchange and binding.matches(routing_key):
+                found[binding.queue] = found.get(binding.queue, False) or binding.expires
+        return found
 
     def _read_changes(self) -> None:
         with contextlib.suppress(TimeoutError):
@@ -155,14 +162,39 @@ class BindingTable:
     def add(self, binding: Binding) -> None:
         if self._table.is_complete and self._js.connection.is_clustered:
             self._catch_up()  # its removal may have gone unheard
-        if self._loaded().get(binding.bucket_key) == binding:
+        if binding.expires:
+            # Also where it is there: somebody may be about to remove that revision.
+            self._own.setdefault(binding.queue, set()).add(binding)
+            self._bucket.put(binding.bucket_key, msgspec.json.encode(binding))
+        elif self._loaded().get(binding.bucket_key) == binding:
             return
+        else:
+            self._create(binding)
+        self._loaded()[binding.bucket_key] = binding
+
+    def _create(self, binding: Binding) -> None:
         try:
             self._bucket.create(binding.bucket_key, msgspec.json.encode(binding))
         except KeyExists:
             # Another process was first, or the exchange changed its type.
             self._bucket.put(binding.bucket_key, msgspec.json.encode(binding))
-        self._loaded()[binding.bucket_key] = binding
+
+    def restore(self, queue: str) -> None:
+        """Bind a queue again as this connection had: it was lost, and others may have noticed."""
+        for binding in list(self._own.get(queue, ())):
+            self.add(binding)
+
+    def revisions(self, queue: str) -> dict[str, int]:
+        """Return the bucket's key and revision of each of a queue's bindings."""
+        keys = [binding.bucket_key for binding in self.all() if binding.queue == queue]
+        entries = zip(keys, self._bucket.entries(keys), strict=True)
+        return {key: entry.revision for key, entry in entries if entry is not None}
+
+    def remove_revisions(self, revisions: Mapping[str, int]) -> bool:
+        """Remove bindings that are still at these revisions; return whether all are gone."""
+        for key, revision in revisions.items():
+            self._bucket.delete(key, revision, _MARKER_SECONDS)
+        return not any(self._bucket.entries(revisions))
 
     def remove(self, *, queue: str, exchange: str | None = None, key: str | None = None) -> None:
         """Remove a queue's bindings, all of them or those to one exchange and key."""
@@ -179,7 +211,8 @@ class BindingTable:
             self._remove(binding)
 
     def _remove(self, binding: Binding) -> None:
-        self._bucket.delete(binding.bucket_key)
+        self._own.get(binding.queue, set()).discard(binding)
+        self._bucket.delete(binding.bucket_key, ttl_seconds=_MARKER_SECONDS)
         self._table.bindings.pop(binding.bucket_key, None)
 
     def all(self) -> list[Binding]:

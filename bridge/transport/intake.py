@@ -137,6 +137,7 @@ class Intake:
         """
         try:
             self._connection.stored_queues.declare(queue, consume=True)
+            self._connection.bindings.restore(queue)
         except JetStreamError as error:
             self._connection.wire.close()
             raise NatsConnectionError(f"queue {queue} has been lost: {error}") from error

@@ -53,19 +53,32 @@ class StoredQueues:
         return sum(answer["num_pending"] for answer in answers)
 
     def _existing_arguments(self, queue: str) -> QueueArguments:
+        return self.arguments[queue] if self.is_there(queue) else QueueArguments()
+
+    def is_there(self, queue: str) -> bool:
+        """Ask the server for a queue. Raises JetStreamError where it cannot tell."""
         try:
             self.infos(queue)
         except JetStreamError as error:
             if error.err_code != CONSUMER_NOT_FOUND:
                 raise
-            return QueueArguments()
-        return self.arguments[queue]
+            return False
+        return True
 
     def infos(self, queue: str) -> list[dict[str, Any]]:
-        """Return what the server knows of a queue, by priority. Raises JetStreamError."""
-        answers = self._js.api_many(self._calls("INFO", queue))
-        self._note(queue, answers)
-        return answers
+        """Return what the server knows of a queue's consumers. Raises JetStreamError for none.
+
+        A consumer of one with `expires` may be missing: who is busy asks only for the messages it
+        holds to be kept, and the server drops the others.
+        """
+        answers = self._js.try_many(self._calls("INFO", queue))
+        infos = [answer for answer in answers if not isinstance(answer, JetStreamError)]
+        refused = [answer for answer in answers if isinstance(answer, JetStreamError)]
+        for error in refused:
+            if not infos or error.err_code != CONSUMER_NOT_FOUND:
+                raise error
+        self._note(queue, infos)
+        return infos
 
     def _note(self, queue: str, answers: list[dict[str, Any]]) -> None:
         self.arguments[queue] = QueueArguments.from_consumer(answers[0]["config"])

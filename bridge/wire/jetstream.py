@@ -130,6 +130,17 @@ class JetStream:
         self, calls: Iterable[tuple[str, Mapping[str, Any] | None]]
     ) -> list[dict[str, Any]]:
         """Make all calls in one write. Raises the first JetStreamError."""
+        answers: list[dict[str, Any]] = []
+        for answer in self.try_many(calls):
+            if isinstance(answer, JetStreamError):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def try_many(
+        self, calls: Iterable[tuple[str, Mapping[str, Any] | None]]
+    ) -> list[dict[str, Any] | JetStreamError]:
+        """Make all calls in one write; return one answer or refusal each, in order."""
         calls = list(calls)
         replies = self._ask(
             [
@@ -224,18 +235,22 @@ class JetStream:
         pending, last = end.headers["Nats-Num-Pending"], end.headers["Nats-Last-Sequence"]
         return messages, int(last) + 1 if int(pending) else None
 
-    def purge(self, *places: tuple[str, str]) -> int:
-        """Remove what lies in places (stream, subject with wildcards) now; return how much it was.
-
-        A server that was frozen may do it long after nobody waits for it any more. So it is told
-        how far to go, and takes nothing that came since.
-        """
-        streams = list(dict.fromkeys(stream for stream, _ in places))
+    def ends(self, streams: Iterable[str]) -> dict[str, int]:
+        """Return the sequence of the message that each stream stores next."""
+        streams = list(dict.fromkeys(streams))
         infos = self.api_many((f"STREAM.INFO.{stream}", None) for stream in streams)
-        ends = {
+        return {
             stream: info["state"]["last_seq"] + 1
             for stream, info in zip(streams, infos, strict=True)
         }
+
+    def purge(self, *places: tuple[str, str], ends: Mapping[str, int] | None = None) -> int:
+        """Remove what lies in places (stream, subject with wildcards) now; return how much it was.
+
+        A server that was frozen may do it long after nobody waits for it any more. So it is told
+        how far to go, and takes nothing that came since then, or since `ends` were asked for.
+        """
+        ends = ends or self.ends(stream for stream, _ in places)
         answers = self.api_many(
             (f"STREAM.PURGE.{stream}", {"filter": subject, "seq": ends[stream]})
             for stream, subject in places
@@ -318,15 +333,13 @@ def _pub_ack(reply: Message, subject: str) -> PubAck | JetStreamError:
     return PubAck(answer.stream, answer.seq, answer.duplicate, answer.val)
 
 
-def _api_answer(reply: Message, name: str) -> dict[str, Any]:
+def _api_answer(reply: Message, name: str) -> dict[str, Any] | JetStreamError:
     try:
         answer = msgspec.json.decode(reply.payload, type=dict[str, Any])
         error = msgspec.convert(answer.get("error"), ApiError | None)
     except msgspec.MsgspecError as failure:
-        raise JetStreamError(ApiError(description=f"no answer but {failure}"), name) from failure
-    if error is not None:
-        raise JetStreamError(error, name)
-    return answer
+        return JetStreamError(ApiError(description=f"no answer but {failure}"), name)
+    return answer if error is None else JetStreamError(error, name)
 
 
 def status_error(message: Message, stream: str) -> JetStreamError:

@@ -162,8 +162,17 @@ class Bucket:
             if not page or len(found) >= info.get("total", 0):
                 return found
 
-    def delete(self, key: str) -> None:
-        self._js.publish(self.subject(key), b"", _DELETE)
+    def delete(
+        self, key: str, revision: int | None = None, ttl_seconds: float | None = None
+    ) -> None:
+        """Remove a value; with a `revision` only where it is still at that.
+
+        `ttl_seconds` is how long the marker stays that stands for it from then on.
+        """
+        if revision is None:
+            self._js.publish(self.subject(key), b"", {**_DELETE, **ttl_headers(ttl_seconds)})
+        else:
+            self.update(key, b"", revision, ttl_seconds, _DELETE)
 
     def items(self) -> dict[str, bytes]:
         """Return all present values by key. Raises JetStreamError, NatsConnectionError."""

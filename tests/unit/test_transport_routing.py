@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta, timezone
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,6 +92,17 @@ def test_bindings_of_different_names_have_different_keys() -> None:
     second = Binding("a", "direct", "b.c", "d")
 
     assert first.bucket_key != second.bucket_key
+
+
+def test_bindings_of_lasting_queues_are_stored_as_ever() -> None:
+    """Whether a queue expires is told of those that do, and missing means that it does not."""
+    lasting = Binding("x", "direct", "q", "k")
+
+    stored = msgspec.json.encode(lasting)
+
+    assert b"expires" not in stored
+    assert msgspec.json.decode(stored, type=Binding) == lasting
+    assert msgspec.json.decode(stored, type=Binding).expires is False
 
 
 @pytest.mark.parametrize("headers", [None, {}, {"eta": None}])
