@@ -83,6 +83,8 @@ class BrokerConnection:
         #: messages that `drain_events` has handed over beyond one a call
         self._ahead = 0
         self._arrivals = itertools.count()
+        #: which called `drain_events` last
+        self._reading_thread = 0
         self._loop: Any = None
         #: None without a loop
         self._waker: Waker | None = None
@@ -193,6 +195,13 @@ class BrokerConnection:
         if self._loop is not None and threading.get_ident() != self._loop_thread:
             self._wake()
 
+    def wake_reader(self) -> None:
+        """Without a loop, end the wait of another thread that does not see what is ready here."""
+        if self._ready and self._loop is None and threading.get_ident() != self._reading_thread:
+            # Who reads from a broken connection meets the same error.
+            with contextlib.suppress(NatsConnectionError):
+                self.wire.flush()  # the server's answer wakes it
+
     def _deliver(self, limit: int) -> int:
         count = 0
         while self._ready and count < limit:
@@ -223,6 +232,7 @@ class BrokerConnection:
         with a limit counts them): for each that was handed over beyond that, another returns at
         once. Raises TimeoutError (socket.timeout) when nothing came, NatsConnectionError.
         """
+        self._reading_thread = threading.get_ident()
         if self._ahead > 0:
             self._ahead -= 1
             self._read(0)  # a broken connection is told of all the same

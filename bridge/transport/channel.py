@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Callable, Mapping
 from itertools import count
@@ -165,8 +166,24 @@ class Channel(DeclaringChannel):
     # -- consuming ---------------------------------------------------------------------
 
     def basic_qos(self, prefetch_size: int, prefetch_count: int, a_global: bool = False) -> None:
-        """Allow `prefetch_count` unacknowledged messages on this channel; 0 is no limit."""
+        """Allow `prefetch_count` unacknowledged messages on this channel; 0 is no limit.
+
+        Those of queues in memory count apart from those of stored ones.
+        """
         self.intake.prefetch = prefetch_count
+        self._on_room()
+
+    def _room(self) -> float:
+        prefetch = self.intake.prefetch
+        return max(0, prefetch - len(self._lent)) if prefetch else math.inf
+
+    def _on_room(self) -> None:
+        """Take what waits in memory for the room there is now. Any thread."""
+        for name in list(self._consumers.values()):
+            queue = self._transient.get(name)
+            if queue is not None:
+                queue.announce()
+        self.broker.wake_reader()
 
     def flow(self, active: bool = True) -> None:
         """Raise NotImplementedError, as on Redis."""
@@ -194,7 +211,8 @@ class Channel(DeclaringChannel):
                 else:
                     callback(raw)
 
-            transient.consume((self.channel_id, tag), take)
+            room = (lambda: math.inf) if no_ack else self._room
+            transient.consume((self.channel_id, tag), take, room)
             return tag
         self.broker.stored_queues.declare(queue, consume=True)
         self.intake.consume(tag, queue, self._taker(queue, tag, no_ack, callback))
@@ -293,17 +311,20 @@ class Channel(DeclaringChannel):
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False, **_: Any) -> None:
         tags = [t for t in list(self._lent) if t <= delivery_tag] if multiple else [delivery_tag]
-        for tag in tags:
-            self._lent.pop(tag, None)
+        if any([self._lent.pop(tag, None) for tag in tags]) and self.intake.prefetch:
+            self._on_room()
         self.intake.settle(delivery_tag, ACK, multiple=multiple)
 
     def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
         lent = self._lent.pop(delivery_tag, None)
         if lent is None:
             self.intake.settle(delivery_tag, NAK if requeue else TERM)
-        elif requeue:
+            return
+        if requeue:
             queue, waiting = lent
             queue.put(waiting)
+        if self.intake.prefetch:
+            self._on_room()
 
     def basic_recover(self, requeue: bool = True) -> None:
         """Give back everything unacknowledged; it comes again, here or elsewhere."""

@@ -66,8 +66,10 @@ class TransientQueue:
         #: a heap
         self._waiting: list[Waiting] = []
         self._numbers = count()
-        #: channel and tag -> what takes a message
-        self._consumers: dict[tuple[int, str], Callable[[Waiting], None]] = {}
+        #: channel and tag -> what takes a message, and how many more it may take now
+        self._consumers: dict[
+            tuple[int, str], tuple[Callable[[Waiting], None], Callable[[], float]]
+        ] = {}
         self._turns = count()
         #: one for each call of `_hand_over` that the connection is to make
         self._announced: deque[None] = deque()
@@ -130,10 +132,18 @@ class TransientQueue:
     def consumer_count(self) -> int:
         return len(self._consumers)
 
-    def consume(self, consumer: tuple[int, str], take: Callable[[Waiting], None]) -> None:
-        """Hand over what lies here and what is to come, in turn with other consumers."""
-        self._consumers[consumer] = take
-        self._announce()
+    def consume(
+        self,
+        consumer: tuple[int, str],
+        take: Callable[[Waiting], None],
+        room: Callable[[], float],
+    ) -> None:
+        """Hand over what lies here and what is to come, in turn with other consumers.
+
+        Where `room` has grown, `announce` is to be called.
+        """
+        self._consumers[consumer] = take, room
+        self.announce()
 
     def cancel(self, consumer: tuple[int, str]) -> bool:
         """Forget a consumer; False where it had none here."""
@@ -142,18 +152,20 @@ class TransientQueue:
     def put(self, waiting: Waiting) -> None:
         """Take in a message, or take it back to its place."""
         heapq.heappush(self._waiting, waiting)
-        self._announce()
+        self.announce()
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
+        """Have as many messages handed over as wait here and find room."""
         # Threads may do so once too often, which does no harm, and never too seldom: a call leaves
         # the count before its message does.
-        while self._consumers and len(self._announced) < len(self._waiting):
+        room = sum(room() for _, room in list(self._consumers.values()))
+        while len(self._announced) < min(len(self._waiting), room):
             self._announced.append(None)
             self._broker.add_ready(_PRIORITY, self._hand_over, alone=True)
 
     def _hand_over(self) -> bool:
         self._announced.pop()
-        takes = list(self._consumers.values())
+        takes = [take for take, room in list(self._consumers.values()) if room() > 0]
         waiting = self.get() if takes else None
         if waiting is None:
             return False

@@ -19,6 +19,7 @@ from bridge.errors import NatsTimeout
 from tests.integration.conftest import Connect
 from tests.support.inbox import RECEIVE_SECONDS, Inbox
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 
 def put(connection: Connection, queue: Queue, *bodies: Any) -> None:
@@ -292,6 +293,95 @@ def test_other_threads_may_give_back(connect: Connect, name: str) -> None:
                 taken.put(None)
     assert [one.exception() for one in settled] == [None] * 4
     assert sorted(done) == list(range(200))
+
+
+def test_a_channel_holds_no_more_than_its_prefetch(connect: Connect, name: str) -> None:
+    """What is settled, whichever way, makes room for the next; what is rejected comes first."""
+    connection = connect()
+    queue = declared(connection, name)
+    inbox = Inbox(connection, queue, prefetch=2)
+    put(connection, queue, *range(6))
+    first, second = inbox.take(2)
+    inbox.assert_quiet()
+
+    first.ack()
+    [third] = inbox.take()
+    inbox.assert_quiet()
+    second.reject()
+    [fourth] = inbox.take()
+    third.requeue()
+    [again] = inbox.take()
+    fourth.ack(multiple=True)
+    last = inbox.take()
+    inbox.assert_quiet()
+
+    assert [m.payload for m in (first, second, third, fourth, again, *last)] == [0, 1, 2, 3, 2, 4]
+    inbox.consumer.qos(prefetch_count=3)
+    assert [message.payload for message in inbox.take()] == [5]
+
+
+def test_prefetch_is_each_channel_s_own(connect: Connect, name: str) -> None:
+    """What one has no room for goes to the others; who acknowledges nothing has no limit."""
+    connection = connect()
+    queue = declared(connection, name)
+    full, free = Inbox(connection, queue, prefetch=1), Inbox(connection, queue, prefetch=5)
+    put(connection, queue, *range(7))
+    full.wait(1)
+    free.wait(5)
+    full.assert_quiet()
+    free.assert_quiet()
+
+    greedy = Inbox(connection, queue, prefetch=1, no_ack=True)
+    put(connection, queue, 7, 8)
+
+    greedy.wait(3)
+    assert greedy.bodies == [6, 7, 8]
+    assert len(full.messages + free.messages) == 6
+
+
+def test_prefetch_is_over_all_queues_of_a_channel(connect: Connect, name: str) -> None:
+    """Room that one queue's message leaves is the other's, too."""
+    connection = connect()
+    one, two = declared(connection, f"{name}-1"), declared(connection, f"{name}-2")
+    inbox = Inbox(connection, one, two, prefetch=1)
+    put(connection, one, "one")
+    put(connection, two, "two")
+    [first] = inbox.take()
+    inbox.assert_quiet()
+
+    first.ack()
+
+    [second] = inbox.take()
+    assert {first.payload, second.payload} == {"one", "two"}
+
+
+def test_another_thread_s_acknowledgement_wakes_the_reader(connect: Connect, name: str) -> None:
+    """The next message comes at once and not when the reader looks again, each second."""
+    connection = connect()
+    queue = declared(connection, name)
+    taken: SimpleQueue[Any] = SimpleQueue()
+    inbox = Inbox(connection, queue, prefetch=1)
+    inbox.consumer.on_message = taken.put
+    put(connection, queue, *range(10))
+    turns = connection.connection.wire._turns
+    done: list[int] = []
+
+    def settle() -> None:
+        while len(done) < 10:
+            message = taken.get()
+            wait_until(lambda: turns._reader)
+            done.append(message.payload)
+            message.ack()
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(1) as pool:
+        settled = pool.submit(settle)
+        while not settled.done():
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=1)
+
+    assert done == list(range(10))
+    assert time.monotonic() - started < 5
 
 
 def test_what_goes_back_while_the_last_is_taken_comes_too(
