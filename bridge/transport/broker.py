@@ -78,7 +78,9 @@ class BrokerConnection:
         #: queues in memory: they belong to the connection, and its channels share them
         self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []
-        self.keeper = Keeper(self.wire, self._unacked, self._keep_over_another, ack_wait)
+        self.keeper = Keeper(
+            self.wire, self._unacked, self._flush, self._keep_over_another, ack_wait
+        )
         self._ready: list[tuple[int, int, Callable[[], bool], bool]] = []
         #: messages that `drain_events` has handed over beyond one a call
         self._ahead = 0
@@ -91,6 +93,7 @@ class BrokerConnection:
         self._loop_thread = 0
         #: subject, payload and reply subject of acks and pulls
         self._outgoing: deque[tuple[str, bytes, str]] = deque()
+        self._flush_lock = threading.Lock()
         #: ack subjects of the last deliveries that were settled for good, and how
         self.settled: deque[tuple[str, bytes]] = deque(maxlen=_RESENT_ACKS)
         #: None before it consumes
@@ -374,7 +377,10 @@ class BrokerConnection:
         self._gathering = None
 
     def _flush(self) -> None:
-        # Threads may add meanwhile, so one after the other.
-        outgoing = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
-        if outgoing:
-            self.wire.publish_many(outgoing)
+        """Send what has gathered; on return all of it is sent. Any thread."""
+        self.wire.require_usable()
+        with self._flush_lock:
+            # Threads may add meanwhile, so one after the other.
+            outgoing = [self._outgoing.popleft() for _ in range(len(self._outgoing))]
+            if outgoing:
+                self.wire.publish_many(outgoing)

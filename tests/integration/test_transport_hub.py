@@ -17,6 +17,7 @@ from kombu.asynchronous import Hub
 
 from bridge.transport import broker as broker_module
 from tests.integration.conftest import Connect
+from tests.support.waiting import wait_until
 
 _SECONDS = 30.0
 
@@ -181,6 +182,34 @@ def test_an_ack_alone_does_not_hold_up_its_task(
     assert sent == [1]
 
 
+def test_acks_are_sent_while_the_hub_stands_still(connect: Connect, name: str, hub: Hub) -> None:
+    """A solo pool runs a task on the hub's thread; who is done before it must not come again."""
+    queue, connection = Queue(name), connect(transport_options={"ack_wait": 3})
+    other = connect()
+    publish(other, queue, 2)
+    received, unacknowledged = [], []
+
+    def on_message(message: Any) -> None:
+        received.append(message)
+        if len(received) == 1:
+            message.ack()
+        else:
+            wait_until(lambda: unacknowledged_on(other, name) == 1)
+            unacknowledged.append(message)
+
+    connection.register_with_event_loop(hub)
+    consume(connection, queue, 8, on_message)
+
+    turn_until(hub, lambda: unacknowledged)
+    assert [message.payload for message in received] == [0, 1]
+
+
+def unacknowledged_on(connection: Connection, queue: str) -> int:
+    """How many messages of a queue are delivered and not acknowledged."""
+    infos = connection.connection.stored_queues.infos(queue)
+    return sum(info["num_ack_pending"] for info in infos)
+
+
 def test_gathered_acks_are_sent_before_a_connection_closes(
     connect: Connect, name: str, hub: Hub
 ) -> None:
@@ -197,6 +226,4 @@ def test_gathered_acks_are_sent_before_a_connection_closes(
     turn_until(hub, lambda: len(received) == 3)
     connection.release()
 
-    broker = connect().connection
-    infos = broker.stored_queues.infos(name)
-    assert sum(info["num_ack_pending"] for info in infos) == 0
+    assert unacknowledged_on(connect(), name) == 0
