@@ -152,6 +152,16 @@ class BrokerConnection:
                 # Before we ask for more: what is given back is for an idle worker first.
                 self._flush()
 
+    def retire(self) -> None:
+        """Give back what nobody will settle; from now on send the rest at once.
+
+        For who has cancelled its consumers and still ends what runs: its loop turns no more.
+        """
+        self._deliver(len(self._ready))  # to nobody: it goes back
+        self.give_back(forgotten=True)
+        self._unregister()
+        self._flush()
+
     def close(self) -> None:
         """Give back what is not acknowledged, then close. Never raises on a broken connection."""
         self.keeper.stop()
@@ -322,6 +332,8 @@ class BrokerConnection:
         if loop is None or waker is None:
             return
         loop.on_tick.discard(self.tick)
+        if self.wire.connected:
+            loop.remove_reader(self.wire.fileno())
         loop.remove_reader(waker.fileno())
 
     def tick(self) -> None:

@@ -22,6 +22,7 @@ from celery import bootsteps
 from celery._state import get_current_worker_task
 from celery.exceptions import WorkerShutdown
 from celery.worker import state
+from kombu.common import ignore_errors
 
 from bridge.errors import NatsAuthError
 from bridge.transport import Transport
@@ -141,7 +142,10 @@ class Mailbox(celery.worker.pidbox.gPidbox):
 
 
 class KeepRunning(bootsteps.StartStopStep):
-    """Has tasks that run across a reconnect run once."""
+    """Has tasks that run across a reconnect, or to the end of a warm shutdown, run once.
+
+    What has not begun by then is for other workers, at once.
+    """
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -150,6 +154,20 @@ class KeepRunning(bootsteps.StartStopStep):
         if consumer.restart_count > 1:
             # One in a cycle of references would be taken for one that somebody may yet settle.
             gc.collect()
+
+    def stop(self, consumer: Any) -> None:
+        # Celery has dropped what has not begun. After a lost connection the next one gives it back.
+        if consumer.blueprint.state == bootsteps.CLOSE and consumer.connection is not None:
+            ignore_errors(consumer, self._retire, consumer)
+
+    def _retire(self, consumer: Any) -> None:
+        consumer.task_consumer.cancel()
+        executor = getattr(consumer.pool, "executor", None)
+        if executor is not None:
+            # As the pool of threads does itself, but not before it has waited for what runs.
+            executor.shutdown(wait=False, cancel_futures=True)
+        gc.collect()
+        consumer.connection.connection.retire()
 
 
 def install(worker: Any) -> None:
