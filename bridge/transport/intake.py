@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,10 +16,12 @@ from bridge.errors import NatsConnectionError
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.keeper import NAK
 from bridge.transport.pull import Delivery, QueuePull
-from bridge.wire import JetStreamError
+from bridge.wire import JetStreamError, Message
 
 #: Messages on their way to a consumer whose prefetch is unlimited (AMQP: 0).
 _UNLIMITED_CREDIT = 1000
+#: Between two looks whether a consumer has a leader again
+_PAUSE_SECONDS = 0.1
 
 
 class _Held(NamedTuple):
@@ -143,16 +146,33 @@ class Intake:
             raise NatsConnectionError(f"queue {queue} has been lost: {error}") from error
 
     def fetch_one(self, queue: str) -> Delivery | None:
-        """Take one message, the highest priority first. Raises amqp's NotFound."""
+        """Take one message, the highest priority first.
+
+        Raises amqp's NotFound, and NatsConnectionError where a cluster takes too long to elect.
+        """
         for endpoint in self._connection.stored_queues.endpoints("MSG.NEXT", queue):
+            message = self._next(endpoint, queue)
+            if message.status is None:
+                return Delivery(message)
+        return None
+
+    def _next(self, endpoint: str, queue: str) -> Message:
+        """Return a message of one priority, or the status that tells why there is none."""
+        deadline = time.monotonic() + self._connection.js.timeout
+        while True:
             [message] = self._connection.wire.collect(
                 f"$JS.API.{endpoint}", b'{"batch":1,"no_wait":true}', lambda _: True
             )
-            if message.status is None:
-                return Delivery(message)
-            if message.status == 503:
-                raise NotFound(f"no queue {queue!r}", (60, 70), "Basic.get")
-        return None
+            if message.status != 503:
+                return message
+            # Nobody listens where there is no consumer, and while a cluster elects its leader.
+            try:
+                self._connection.stored_queues.infos(queue)
+            except JetStreamError as error:
+                raise NotFound(f"no queue {queue!r}", (60, 70), "Basic.get") from error
+            if time.monotonic() > deadline:
+                raise NatsConnectionError(f"queue {queue} has no leader just now: try again")
+            time.sleep(_PAUSE_SECONDS)
 
     # -- settling ----------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from amqp.exceptions import NotFound
 from celery import Celery
 from kombu import Connection, Exchange, Queue
 from kombu.exceptions import OperationalError
@@ -186,6 +187,26 @@ def test_result_and_scheduled_tasks_outlive_their_leader(
             f"start {word}" for word in words
         ]
         worker.stop()
+
+
+def test_single_messages_are_got_through_an_election(cluster: NatsCluster) -> None:
+    """`Queue.get()` waits for the next leader; a queue that is not there is told of at once."""
+    options = {"replicas": REPLICAS, "timeout": ELECTED_SECONDS}
+    with Connection(cluster.broker_url(), transport_options=options) as connection:
+        queue = Queue("got", channel=connection.channel())
+        queue.declare()
+        connection.Producer().publish("kept", routing_key="got")
+        cluster.lead("c")
+        with cluster.without("c"):
+            message = queue.get()
+
+            assert message is not None
+            assert message.payload == "kept"
+            message.ack()
+        asked = time.monotonic()
+        with pytest.raises(NotFound):
+            connection.channel().basic_get("nowhere")
+        assert time.monotonic() - asked < 1.0
 
 
 def test_rolling_restart(cluster: NatsCluster, app: Celery, tmp_path: Path) -> None:
