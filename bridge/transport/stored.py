@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from bridge.names import PRIORITIES, Names
 from bridge.transport.arguments import QueueArguments
 from bridge.wire import JetStream, JetStreamError
+
+logger = logging.getLogger("nats")
 
 #: JetStream's error for a consumer that is there with another configuration
 _CONSUMER_EXISTS = 10148
@@ -42,15 +45,33 @@ class StoredQueues:
         if known is None:
             known = self._existing_arguments(queue)
         try:
-            answers = self._js.api_many(
-                self._consumer_call(queue, p, known, consume) for p in PRIORITIES
-            )
+            answers = self._create(queue, known, self._ack_wait)
         except JetStreamError as error:
             if error.err_code != _CONSUMER_EXISTS:
                 raise
             answers = self.infos(queue)
+            known = self.arguments[queue]
+            if consume:
+                ack_wait = self._allowed_ack_wait(queue, answers)
+                answers = self._create(queue, known, ack_wait, update=True)
         self._note(queue, answers)
         return sum(answer["num_pending"] for answer in answers)
+
+    def _allowed_ack_wait(self, queue: str, infos: list[dict[str, Any]]) -> float:
+        """Return our `ack_wait`, or that of others who consume and show signs of life by a longer.
+
+        What they hold would be given to us between two of those.
+        """
+        kept: float = max(info["config"]["ack_wait"] for info in infos) / 1e9
+        in_use = any(info["num_ack_pending"] or info["num_waiting"] for info in infos)
+        if kept <= self._ack_wait or not in_use:
+            return self._ack_wait
+        logger.warning(
+            "queue %s keeps ack_wait at %g s: others may consume by it. It is lowered to %g s by "
+            "who begins to consume while nobody else does and nothing is unacknowledged",
+            *(queue, kept, self._ack_wait),
+        )
+        return kept
 
     def _existing_arguments(self, queue: str) -> QueueArguments:
         return self.arguments[queue] if self.is_there(queue) else QueueArguments()
@@ -93,16 +114,14 @@ class StoredQueues:
                 if error.err_code != CONSUMER_NOT_FOUND:
                     raise
 
-    def _consumer_call(
-        self, queue: str, priority: int, arguments: QueueArguments, consume: bool
-    ) -> tuple[str, dict[str, Any]]:
-        names = self._names
-        name, subject = names.consumer(queue, priority), names.task_subject(queue, priority)
+    def _create(
+        self, queue: str, arguments: QueueArguments, ack_wait: float, *, update: bool = False
+    ) -> list[dict[str, Any]]:
+        """Create the consumers of a queue; with `update`, change those that are there."""
+        names, stream = self._names, self._names.task_stream
         config = {
-            "durable_name": name,
-            "filter_subject": subject,
             "ack_policy": "explicit",
-            "ack_wait": int(self._ack_wait * 1e9),
+            "ack_wait": int(ack_wait * 1e9),
             # Prefetch is ours to keep, per worker; the server's limit is over all of them.
             "max_ack_pending": -1,
             "max_waiting": _MAX_WAITING_PULLS,
@@ -110,9 +129,14 @@ class StoredQueues:
             "max_deliver": -1,
             **arguments.consumer_config(),
         }
-        endpoint = f"CONSUMER.CREATE.{names.task_stream}.{name}.{subject}"
-        body = {"stream_name": names.task_stream, "config": config}
-        return endpoint, body if consume else {**body, "action": "create"}
+        action = {} if update else {"action": "create"}
+        calls = []
+        for priority in PRIORITIES:
+            name, subject = names.consumer(queue, priority), names.task_subject(queue, priority)
+            own = {"durable_name": name, "filter_subject": subject, **config}
+            body = {"stream_name": stream, "config": own, **action}
+            calls.append((f"CONSUMER.CREATE.{stream}.{name}.{subject}", body))
+        return self._js.api_many(calls)
 
     def _calls(self, verb: str, queue: str) -> list[tuple[str, None]]:
         return [(endpoint, None) for endpoint in self.endpoints(verb, queue)]

@@ -177,6 +177,34 @@ def test_only_consumers_decide_how_long_deliveries_are_kept(connect: Connect, na
     assert kept_seconds(publisher, name) == {ACK_WAIT_SECONDS}
 
 
+@pytest.mark.parametrize("holds", [True, False], ids=["full", "idle"])
+def test_a_consumer_does_not_shorten_what_others_have_to_tell(
+    connect: Connect, name: str, caplog: pytest.LogCaptureFixture, holds: bool
+) -> None:
+    """Each shows its signs of life by its own ack_wait; the longest counts while it consumes."""
+    queue, client = Queue(name), connect()
+    first = Inbox(connect(transport_options={"ack_wait": 60}), queue, prefetch=1)
+    if holds:
+        send(client, queue, "held")
+        first.wait(1)
+    else:
+        first.assert_quiet()
+
+    shorter = Inbox(connect(transport_options={"ack_wait": ACK_WAIT_SECONDS}), queue)
+    assert kept_seconds(client, name) == {60}
+    [warning] = [line for line in caplog.messages if name in line]
+    assert "ack_wait" in warning
+    Inbox(connect(transport_options={"ack_wait": 90}), queue).close()
+    assert kept_seconds(client, name) == {90}
+
+    for inbox in (first, shorter):
+        for message in inbox.messages:
+            message.ack()
+        inbox.close()
+    Inbox(connect(transport_options={"ack_wait": ACK_WAIT_SECONDS}), queue)
+    assert kept_seconds(client, name) == {ACK_WAIT_SECONDS}
+
+
 def test_unreachable_server_is_told_by_name() -> None:
     """Where nobody listens, the error names host and port."""
     with (
