@@ -50,6 +50,26 @@ class BrokerConnection:
     ever); `timeout` bounds every request.
     """
 
+    client: Any = None
+    #: set by Celery's worker, see `Leftovers`
+    survived_by_messages = False
+    #: broken, and what it held may be another worker's by now: nothing may be given back
+    lapsed = False
+    #: called under the hub after messages were handed over; set by Celery's worker
+    on_delivered: Callable[[], None] | None = None
+    #: None before it consumes
+    _leftovers: Leftovers | None = None
+    #: messages that `drain_events` has handed over beyond one a call
+    _ahead = 0
+    #: which called `drain_events` last
+    _reading_thread = 0
+    _loop: Any = None
+    _loop_thread = 0
+    #: None without a loop
+    _waker: Waker | None = None
+    #: the timer that ends the gathering, None when there is none
+    _gathering: Any = None
+
     def __init__(
         self,
         options: ConnectOptions,
@@ -60,7 +80,6 @@ class BrokerConnection:
         timeout: float,
         replicas: int,
     ) -> None:
-        self.client: Any = None
         self.names = names
         self.wire = Connection(options)
         self.js = JetStream(self.wire, timeout)
@@ -82,32 +101,15 @@ class BrokerConnection:
             self.wire, self._unacked, self._flush, self._keep_over_another, ack_wait
         )
         self._ready: list[tuple[int, int, Callable[[], bool], bool]] = []
-        #: messages that `drain_events` has handed over beyond one a call
-        self._ahead = 0
         self._arrivals = itertools.count()
-        #: which called `drain_events` last
-        self._reading_thread = 0
-        self._loop: Any = None
-        #: None without a loop
-        self._waker: Waker | None = None
-        self._loop_thread = 0
         #: subject, payload and reply subject of acks and pulls
         self._outgoing: deque[tuple[str, bytes, str]] = deque()
-        self._flush_lock = threading.Lock()
+        # Reentrant: a signal handler of the thread that holds it may settle too.
+        self._flush_lock = threading.RLock()
         #: ack subjects of the last deliveries that were settled for good, and how
         self.settled: deque[tuple[str, bytes]] = deque(maxlen=_RESENT_ACKS)
-        #: None before it consumes
-        self._leftovers: Leftovers | None = None
-        #: set by Celery's worker, see `Leftovers`
-        self.survived_by_messages = False
-        #: broken, and what it held may be another worker's by now: nothing may be given back
-        self.lapsed = False
         #: broken ones of which this one keeps what still runs
         self.taken_over: list[BrokerConnection] = []
-        #: the timer that ends the gathering, None when there is none
-        self._gathering: Any = None
-        #: called under the hub after messages were handed over; set by Celery's worker
-        self.on_delivered: Callable[[], None] | None = None
 
     @property
     def connected(self) -> bool:
