@@ -49,6 +49,22 @@ class Consumer(celery.worker.consumer.Consumer):
         self.has_consumed = True
         return super().loop_args()
 
+    def create_task_handler(self, *args: Any, **options: Any) -> Callable[[Any], None]:
+        """Celery's, which gives back what comes after the worker was told to stop.
+
+        Where handing a task over takes as long as another one (solo, gevent), a whole prefetch may
+        lie behind it, and Celery's loop sees the signal only after that.
+        """
+        receive = super().create_task_handler(*args, **options)
+
+        def on_task_received(message: Any) -> None:
+            if state.should_stop is None or state.should_stop is False:
+                receive(message)
+            else:
+                message.requeue()
+
+        return on_task_received
+
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         self._end_or_wait_if_refused(exc)
         super().on_connection_error_before_connected(exc)

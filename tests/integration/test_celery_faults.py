@@ -89,6 +89,38 @@ def test_warm_shutdown_ends_what_runs_and_gives_back_the_rest(
     assert sorted(file.read_text().splitlines()) == sorted(lines)
 
 
+@pytest.mark.parametrize(("pool", "more"), [("solo", 0), ("gevent", 1)])
+def test_worker_that_its_pool_keeps_busy_begins_no_more_once_told_to_stop(
+    app: Celery,
+    nats_server: NatsServer,
+    start_worker: StartWorker,
+    tmp_path: Path,
+    pool: str,
+    more: int,
+) -> None:
+    """It hears of it when the task has ended, and gives back what lies there.
+
+    On gevent the next one waits for a slot already, on its way to the pool.
+    """
+    file, release = tmp_path / "ran", tmp_path / "release"
+    running = app.send_task("foreign.hold", (str(file), str(release)))
+    waiting = [app.send_task("foreign.record", (str(file), f"w{n}")) for n in range(3)]
+    environ = {"FOREIGN_PREFETCH_MULTIPLIER": "4"}
+    first = start_worker("first", pool=pool, concurrency=1, environ=environ)
+    wait_for_line(file, "start hold")
+    wait_until(lambda: consumer_counts(nats_server.url, "foreign"), (0, 4).__eq__)
+
+    first.terminate()
+    first.wait_for_log("Warm shutdown")
+    release.touch()
+    assert first.wait() == 0
+    second = start_worker("second", concurrency=1)
+
+    assert running.get(timeout=GET_SECONDS) == f"hold by {first.hostname}"
+    done = [result.get(timeout=GET_SECONDS).split(" by ")[1] for result in waiting]
+    assert done == [first.hostname] * more + [second.hostname] * (3 - more)
+
+
 def test_what_ends_during_a_warm_shutdown_is_acknowledged_before_the_rest_ends(
     app: Celery, nats_server: NatsServer, start_worker: StartWorker, tmp_path: Path
 ) -> None:
