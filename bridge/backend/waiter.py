@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 import threading
 import time
@@ -14,11 +15,13 @@ import celery.exceptions
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer, _waiting_on
 
-from bridge.errors import NatsConnectionError
+from bridge.errors import NatsAuthError, NatsConnectionError, NatsPermissionError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
 from bridge.wire import Connection, Message
 from bridge.wire.jetstream import is_gone
 from bridge.wire.turns import Turns
+
+logger = logging.getLogger("nats")
 
 #: Pause between attempts to reach a server that is away.
 _RECONNECT_SECONDS = 0.5
@@ -54,11 +57,14 @@ class ResultConsumer(BaseResultConsumer):
         self._sids: dict[str, int] = {}
         #: when to ask again, after how long, and for which task; a heap
         self._doubts: list[tuple[float, float, str]] = []
-        self._inbox: deque[Message] = deque()
+        self._inbox: deque[Message | NatsAuthError] = deque()
         self._passing = threading.RLock()
         #: how many states were passed on, and up to which a thread knows
         self._passed = 0
         self._known = threading.local()
+        #: the last one; who waits since before it raises it
+        self._refusal: NatsAuthError | None = None
+        self._is_away = False
         self._cancelled: deque[str] = deque()
 
     def on_after_fork(self) -> None:
@@ -83,10 +89,10 @@ class ResultConsumer(BaseResultConsumer):
                     # First, since this very task may be among them: it is then asked for anew.
                     self._end_cancelled(connection)
                     self._watch(connection, task_id)
-            except NatsConnectionError:
-                # drain_events connects again and watches everything in `_sids`.
+            except NatsConnectionError as error:
+                # drain_events connects again, watches everything in `_sids` and tells of a refusal.
                 self._sids.setdefault(task_id, 0)
-                self._close_broken()
+                self._close_broken(error)
 
     def is_watching(self, task_id: str) -> bool:
         """True while the server tells of every state of a task."""
@@ -110,8 +116,14 @@ class ResultConsumer(BaseResultConsumer):
         **_: Any,
     ) -> Iterator[None]:
         before, self.on_message = self.on_message, on_message
+        known = self._refusal
         try:
-            yield from self.drain_events_until(result.on_ready, timeout, on_interval)
+            for _round in self.drain_events_until(result.on_ready, timeout, on_interval):
+                refusal = self._refusal
+                if refusal is not None and refusal is not known and not result.on_ready.ready:
+                    # Not by `drain_events`: Celery takes it for an outage that will pass.
+                    raise type(refusal)(str(refusal)) from refusal
+                yield
         except TimeoutError as error:
             raise celery.exceptions.TimeoutError("The operation timed out.") from error
         finally:
@@ -153,6 +165,9 @@ class ResultConsumer(BaseResultConsumer):
                 # Counted first: whoever finds the inbox empty must find the count changed.
                 self._passed += 1
                 message = self._inbox.popleft()
+                if isinstance(message, NatsAuthError):
+                    self._refusal = message
+                    continue
                 self.on_state_change(self.backend.decode_result(message.payload), message)
             news = self._has_news()
             self._known.count = self._passed
@@ -172,10 +187,18 @@ class ResultConsumer(BaseResultConsumer):
                 until_asked = self._ask_again(connection) if self._doubts else None
             if until_asked is not None:
                 timeout = until_asked if timeout is None else min(timeout, until_asked)
-            connection.drain(timeout)
-        except NatsConnectionError:
+            with connection.refusals() as refusals:
+                connection.drain(timeout)
+                refusals.check()
+        except NatsConnectionError as error:
             with self._guard:
-                self._close_broken()
+                # A login may have run out under an open connection: whether the next has a better
+                # one shows when it connects.
+                was_open = self._connection is not None
+                self._close_broken(error)
+            may_be_renewed = was_open and not isinstance(error, NatsPermissionError)
+            if isinstance(error, NatsAuthError) and not may_be_renewed:
+                self._inbox.append(error)
             # Nobody signals that a server is back; the caller's own time limit still holds.
             pause = _RECONNECT_SECONDS if timeout is None else min(timeout, _RECONNECT_SECONDS)
             threading.Event().wait(pause)
@@ -191,6 +214,9 @@ class ResultConsumer(BaseResultConsumer):
             connection = Connection(self.backend.connect_options)
             connection.connect()
             self._connection = connection
+            if self._is_away:
+                self._is_away = False
+                logger.info("results come from NATS again")
             self._answers = connection.new_inbox()
             with connection.together():
                 connection.subscribe(self._answers, self._on_message)
@@ -241,7 +267,11 @@ class ResultConsumer(BaseResultConsumer):
                 self._sids[task_id] = 0
                 self._watch(connection, task_id)
 
-    def _close_broken(self) -> None:
+    def _close_broken(self, error: NatsConnectionError) -> None:
+        # A refused permission was logged by the connection.
+        if not self._is_away and not isinstance(error, NatsPermissionError):
+            self._is_away = True
+            logger.warning("no results from NATS until it is back: %s", error)
         if self._connection is not None:
             self._connection.close()
             self._connection = None

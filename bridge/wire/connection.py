@@ -353,6 +353,13 @@ class Connection:
             deadline = time.monotonic() + timeout
             self._read_until(lambda: self._pongs_seen >= target, waiter, deadline)
 
+    def refusals(self) -> Waiter:
+        """Return a context that is told, while it lasts, of a refusal that nobody else awaits.
+
+        A request is told of its own; this is for what only publishes and subscribes.
+        """
+        return self._refusals.waiting()
+
     def check_peer(self, silence_seconds: float) -> bool:
         """Ping; close the connection when nothing came for `silence_seconds`. Any thread.
 
