@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ from celery.backends.asynchronous import BaseResultConsumer, _waiting_on
 
 from bridge.errors import NatsAuthError, NatsConnectionError, NatsPermissionError
 from bridge.names import bucket_change_subject, bucket_stream, bucket_subject
-from bridge.wire import Connection, Message
+from bridge.wire import SILENCE_SECONDS, Connection, Message
 from bridge.wire.jetstream import is_gone
 from bridge.wire.turns import Turns
 
@@ -25,6 +26,8 @@ logger = logging.getLogger("nats")
 
 #: Pause between attempts to reach a server that is away.
 _RECONNECT_SECONDS = 0.5
+#: A server that says nothing for so long is asked whether it is there.
+_CHECK_SECONDS = SILENCE_SECONDS / 2
 #: In a cluster a result is asked for again so long after it was asked for first, and then after
 #: twice as long each time up to the second figure: the copy that answered may have been behind,
 #: and the word of a change is lost when the node dies that stored it.
@@ -49,6 +52,8 @@ class ResultConsumer(BaseResultConsumer):
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._connection: Connection | None = None
+        #: when to see whether a silent server is still there
+        self._check_at = 0.0
         #: subject on which the server answers what was asked for
         self._answers = ""
         self._guard = threading.Lock()
@@ -184,12 +189,13 @@ class ResultConsumer(BaseResultConsumer):
                 if self._cancelled:
                     with connection.together():
                         self._end_cancelled(connection)
-                until_asked = self._ask_again(connection) if self._doubts else None
-            if until_asked is not None:
-                timeout = until_asked if timeout is None else min(timeout, until_asked)
+                until_due = self._check_peer(connection)
+                if self._doubts:
+                    until_due = min(until_due, self._ask_again(connection))
             with connection.refusals() as refusals:
-                connection.drain(timeout)
+                connection.drain(until_due if timeout is None else min(timeout, until_due))
                 refusals.check()
+            self._check_at = time.monotonic() + _CHECK_SECONDS
         except NatsConnectionError as error:
             with self._guard:
                 # A login may have run out under an open connection: whether the next has a better
@@ -240,15 +246,23 @@ class ResultConsumer(BaseResultConsumer):
             ask_at = time.monotonic() + again_seconds
             heapq.heappush(self._doubts, (ask_at, again_seconds, task_id))
 
-    def _ask_again(self, connection: Connection) -> float | None:
-        """Ask for what it is time for; return the seconds until the next, None without one."""
+    def _check_peer(self, connection: Connection) -> float:
+        """Ping where nothing came for a while; return the seconds until the next time."""
+        now = time.monotonic()
+        if now >= self._check_at:
+            connection.check_peer(SILENCE_SECONDS)
+            self._check_at = now + _CHECK_SECONDS
+        return self._check_at - now
+
+    def _ask_again(self, connection: Connection) -> float:
+        """Ask for what it is time for; return the seconds until the next time."""
         now = time.monotonic()
         with connection.together():
             while self._doubts and self._doubts[0][0] <= now:
                 _, seconds, task_id = heapq.heappop(self._doubts)
                 if self.is_watching(task_id):
                     self._ask(connection, task_id, min(2 * seconds, _ASK_AGAIN_SECONDS[1]))
-        return self._doubts[0][0] - now if self._doubts else None
+        return self._doubts[0][0] - now if self._doubts else math.inf
 
     def _on_message(self, message: Message) -> None:
         if not is_gone(message):

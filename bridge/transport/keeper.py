@@ -16,14 +16,12 @@ import time
 from collections.abc import Callable, Iterable
 
 from bridge.errors import BridgeError, NatsConnectionError
-from bridge.wire import Connection
+from bridge.wire import SILENCE_SECONDS, Connection
 
 logger = logging.getLogger("nats")
 
 #: What JetStream is told of a delivery
 ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
-#: A server that has not answered a PING for this long is gone.
-SILENCE_SECONDS = 10.0
 
 
 class Keeper:

@@ -1,6 +1,6 @@
 """A small blocking NATS client for programs that fork and block: Celery workers and gunicorn."""
 
-from bridge.wire.connection import Connection
+from bridge.wire.connection import SILENCE_SECONDS, Connection
 from bridge.wire.jetstream import JetStream, JetStreamError, PubAck
 from bridge.wire.kv import Bucket, KeyExists
 from bridge.wire.mirror import BucketMirror
@@ -20,4 +20,5 @@ __all__ = [
     "Bucket",
     "BucketMirror",
     "KeyExists",
+    "SILENCE_SECONDS",
 ]

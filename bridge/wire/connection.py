@@ -47,6 +47,8 @@ Callback = Callable[[Message], None]
 #: subject, payload, headers
 Outgoing = tuple[str, bytes, Mapping[str, str] | None]
 
+#: A server that has not answered a PING for this long is gone; see `Connection.check_peer`.
+SILENCE_SECONDS = 10.0
 #: An answer that lies there when time is up is an answer, to as much as a socket can hold.
 _LATE_READS = 32
 

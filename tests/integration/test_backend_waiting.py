@@ -14,8 +14,12 @@ import pytest
 from celery import Celery, states
 from celery.exceptions import TimeoutError as ResultTimeout
 
+from bridge.wire import SILENCE_SECONDS
 from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
+from tests.support.proxy import Proxy
+from tests.support.recovery import BACK_SECONDS
+from tests.support.waiting import wait_until
 
 #: A wake-up takes a millisecond here; Celery's own interval would be a second.
 PROMPT_SECONDS = 0.5
@@ -142,6 +146,25 @@ def test_waiting_survives_a_restart(nats_server: NatsServer, task_id: str) -> No
         assert waiting.result() == "late"
     assert app.AsyncResult(f"{task_id}-early").get(timeout=5) == "early"
     close_app(app)
+
+
+def test_waiting_survives_a_silent_peer(nats_server: NatsServer, task_id: str) -> None:
+    """A half-open connection is given up, and every result asked for over another one."""
+    names = [f"{task_id}-{number}" for number in range(3)]
+    with Proxy(nats_server.port) as proxy, ThreadPoolExecutor(len(names)) as threads:
+        direct, app = make_app(nats_server.url), make_app(proxy.url)
+        waiting = [threads.submit(app.AsyncResult(name).get, timeout=60) for name in names]
+        wait_until(lambda: all(map(app.backend.result_consumer.is_watching, names)))
+
+        assert proxy.silence() == 1
+        silent = time.monotonic()
+        for name in names:
+            direct.backend.store_result(name, name, states.SUCCESS)
+
+        assert [wait.result() for wait in waiting] == names
+        assert time.monotonic() - silent < SILENCE_SECONDS + 2 * BACK_SECONDS
+        close_app(direct)
+        close_app(app)
 
 
 def test_who_begins_to_wait_as_another_goes_is_told(app: Celery, task_id: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from bridge.transport.keeper import SILENCE_SECONDS
+from bridge.wire import SILENCE_SECONDS
 from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
 from tests.support.proxy import Proxy

@@ -9,7 +9,7 @@ import pytest
 from kombu import Connection, Queue
 
 from bridge.errors import NatsConnectionError
-from bridge.transport.keeper import SILENCE_SECONDS
+from bridge.wire import SILENCE_SECONDS
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox
 from tests.support.nats import NatsServer
