@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 
+from bridge.errors import NatsTimeout
 from bridge.wire.connection import Connection
 from bridge.wire.options import ConnectOptions
 
@@ -14,7 +15,8 @@ from bridge.wire.options import ConnectOptions
 class ConnectionPool:
     """Lends connections, the most recently used first; opens one when none is idle.
 
-    Fork-safe: a child starts with an empty pool. A connection that broke while lent is dropped.
+    Fork-safe: a child starts with an empty pool. A connection that broke while lent is dropped,
+    and the idle ones with it.
     """
 
     def __init__(self, options: ConnectOptions, max_idle: int = 32) -> None:
@@ -23,13 +25,16 @@ class ConnectionPool:
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
 
-    @contextmanager
+    @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
         """Lend a connected connection. Raises NatsConnectionError when none can be opened."""
         connection = self._take()
         try:
             yield connection
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NatsTimeout) or not connection.connected:
+                # Of a host that died no packet tells: each would cost another time limit.
+                self._close_idle()
             # Whatever went wrong, the state of its replies and subscriptions is unknown.
             connection.close()
             raise
@@ -58,5 +63,9 @@ class ConnectionPool:
     def close(self) -> None:
         """Close what is idle; what is lent closes when it is given back."""
         self._max_idle = 0
-        while self._idle:
-            self._idle.pop().close()
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):  # other threads take from there as well
+            while True:
+                self._idle.pop().close()

@@ -6,13 +6,15 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 
-from bridge.errors import NatsConnectionError
+from bridge.errors import NatsConnectionError, NatsPermissionError, NatsTimeout
 from bridge.wire import ConnectionPool, ConnectOptions, Message
 from tests.support.greenlets import PATCHES, assert_works_green
 from tests.support.nats import NatsServer
+from tests.support.proxy import Proxy
 from tests.support.wire import PATIENCE_SECONDS, connected
 
 
@@ -69,6 +71,34 @@ def test_connection_the_server_closed_is_not_lent(nats_server: NatsServer) -> No
             pass
     finally:
         pool.close()
+
+
+def test_a_broken_connection_takes_the_idle_ones_along(shared_nats: NatsServer) -> None:
+    """Those of a host that died are half-open too, and each would cost a time limit to find out."""
+    with Proxy(shared_nats.port) as proxy:
+        pool = ConnectionPool(ConnectOptions.from_url(proxy.url))
+        with ExitStack() as lent:
+            for _ in range(3):
+                lent.enter_context(pool.connection()).flush()
+        assert proxy.silence() == 3
+
+        with pytest.raises(NatsTimeout), pool.connection() as broken:
+            broken.flush(timeout=0.2)
+        with pool.connection() as fresh:
+            fresh.flush()
+        pool.close()
+
+
+def test_a_refused_operation_costs_no_connection_but_its_own(pool: ConnectionPool) -> None:
+    """The server is there, and the others are as good as before."""
+    with pool.connection(), pool.connection() as idle:
+        idle.flush()
+
+    with pytest.raises(NatsPermissionError), pool.connection():
+        raise NatsPermissionError("not allowed")
+
+    with pool.connection() as other:
+        assert other is idle
 
 
 def test_idle_connections_are_limited(shared_nats: NatsServer) -> None:
