@@ -47,19 +47,20 @@ class ResultConsumer(BaseResultConsumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._reset()
-
-    def _reset(self) -> None:
-        self._pid = os.getpid()
         self._connection: Connection | None = None
+        #: task id -> subscription
+        self._sids: dict[str, int] = {}
+        self._cancelled: deque[str] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
         #: when to see whether a silent server is still there
         self._check_at = 0.0
         #: subject on which the server answers what was asked for
         self._answers = ""
         self._guard = threading.Lock()
         self._turns = Turns()
-        #: task id -> subscription
-        self._sids: dict[str, int] = {}
         #: when to ask again, after how long, and for which task; a heap
         self._doubts: list[tuple[float, float, str]] = []
         self._inbox: deque[Message | NatsAuthError] = deque()
@@ -70,15 +71,25 @@ class ResultConsumer(BaseResultConsumer):
         #: the last one; who waits since before it raises it
         self._refusal: NatsAuthError | None = None
         self._is_away = False
-        self._cancelled: deque[str] = deque()
 
-    def on_after_fork(self) -> None:
-        self._reset()
+    def _leave_parent(self) -> None:
+        """In a forked child, begin anew: locks and turns may be held by a thread of our parent.
+
+        To be called before taking any lock. What is waited for stays; the next read asks for it.
+        """
+        if os.getpid() == self._pid:
+            return
+        inherited, self._connection = self._connection, None
+        if inherited is not None:
+            inherited.close()
+        self._sids = dict.fromkeys(self._sids, 0)
+        self._begin()
 
     def start(self, initial_task_id: str, **_: Any) -> None:
         self.consume_from(initial_task_id)
 
     def stop(self) -> None:
+        self._leave_parent()
         with self._guard:
             connection, self._connection = self._connection, None
             self._sids.clear()
@@ -87,6 +98,7 @@ class ResultConsumer(BaseResultConsumer):
 
     def consume_from(self, task_id: str) -> None:
         """Have `on_state_change` called with every state of a task from now on."""
+        self._leave_parent()
         with self._guard:
             try:
                 connection = self._open()
@@ -157,6 +169,7 @@ class ResultConsumer(BaseResultConsumer):
 
         Returns as well when another thread has passed something on: it may be this one's result.
         """
+        self._leave_parent()
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._pass_on():
             left = None if deadline is None else deadline - time.monotonic()

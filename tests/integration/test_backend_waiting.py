@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import threading
 import time
 import uuid
@@ -165,6 +167,33 @@ def test_waiting_survives_a_silent_peer(nats_server: NatsServer, task_id: str) -
         assert time.monotonic() - silent < SILENCE_SECONDS + 2 * BACK_SECONDS
         close_app(direct)
         close_app(app)
+
+
+def test_forked_child_waits_for_itself(app: Celery, task_id: str) -> None:
+    """A child needs neither the thread that read in its parent nor that one's connection."""
+    begun = app.AsyncResult(f"{task_id}-begun")
+    app.backend.add_pending_result(begun)
+    app.backend.store_result(begun.id, "begun", states.SUCCESS)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(app.AsyncResult(task_id).get, timeout=30)
+        wait_until(lambda: app.backend.result_consumer.is_watching(task_id))
+
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                signal.alarm(20)  # ends a child that hangs
+                app.backend.store_result(f"{task_id}-new", "new", states.SUCCESS)
+                new = app.AsyncResult(f"{task_id}-new").get(timeout=10)
+                status = 0 if (new, begun.get(timeout=10)) == ("new", "begun") else 2
+                app.backend.close()
+            finally:
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        app.backend.store_result(task_id, "parent's", states.SUCCESS)
+
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert waiting.result() == "parent's"
 
 
 def test_who_begins_to_wait_as_another_goes_is_told(app: Celery, task_id: str) -> None:
