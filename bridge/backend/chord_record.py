@@ -125,7 +125,8 @@ class ChordRecord:
     def values(self) -> list[bytes]:
         """Return the outcomes of all parts in the order of the header."""
         keys = sorted(self._bucket.keys(self._key("part.>")), key=self._position)
-        return [entry.value for entry in self._bucket.entries(keys) if entry is not None]
+        entries = self._bucket.entries(keys, self._js.connection.most_at_once)
+        return [entry.value for entry in entries if entry is not None]
 
     def _position(self, key: str) -> tuple[float, str]:
         index = key.removeprefix(self._key("part.")).split(".")[0]

@@ -61,6 +61,10 @@ class ResultConsumer(BaseResultConsumer):
         self._answers = ""
         self._guard = threading.Lock()
         self._turns = Turns()
+        #: what a new connection is to be asked for
+        self._unasked: deque[str] = deque()
+        #: questions, and answers to them
+        self._asked = self._answered = 0
         #: when to ask again, after how long, and for which task; a heap
         self._doubts: list[tuple[float, float, str]] = []
         self._inbox: deque[Message | NatsAuthError] = deque()
@@ -203,6 +207,8 @@ class ResultConsumer(BaseResultConsumer):
                     with connection.together():
                         self._end_cancelled(connection)
                 until_due = self._check_peer(connection)
+                if self._unasked:
+                    self._ask_more(connection)
                 if self._doubts:
                     until_due = min(until_due, self._ask_again(connection))
             with connection.refusals() as refusals:
@@ -237,24 +243,41 @@ class ResultConsumer(BaseResultConsumer):
                 self._is_away = False
                 logger.info("results come from NATS again")
             self._answers = connection.new_inbox()
+            self._unasked.extend(self._sids)
+            self._answered = self._asked
+            self._check_at = time.monotonic() + _CHECK_SECONDS
             with connection.together():
-                connection.subscribe(self._answers, self._on_message)
+                connection.subscribe(self._answers, self._on_answer)
                 for task_id in self._sids:
-                    self._watch(connection, task_id)
+                    self._subscribe(connection, task_id)
         return self._connection
 
     def _watch(self, connection: Connection, task_id: str) -> None:
-        if self.is_watching(task_id):
-            return
+        if not self.is_watching(task_id):
+            self._subscribe(connection, task_id)
+            self._ask(connection, task_id, _ASK_AGAIN_SECONDS[0])
+
+    def _subscribe(self, connection: Connection, task_id: str) -> None:
         bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)
-        sid = connection.subscribe(bucket_change_subject(bucket, key), self._on_message)
-        self._ask(connection, task_id, _ASK_AGAIN_SECONDS[0])
-        self._sids[task_id] = sid
+        subject = bucket_change_subject(bucket, key)
+        self._sids[task_id] = connection.subscribe(subject, self._on_message)
+
+    def _ask_more(self, connection: Connection) -> None:
+        """Ask a new connection for what was waited for before, in portions that it can hold.
+
+        Results that came meanwhile may be many and large; else they come as they are made.
+        """
+        with connection.together():
+            while self._unasked and self._asked - self._answered < connection.most_at_once:
+                task_id = self._unasked.popleft()
+                if self.is_watching(task_id):
+                    self._ask(connection, task_id, _ASK_AGAIN_SECONDS[0])
 
     def _ask(self, connection: Connection, task_id: str, again_seconds: float) -> None:
         bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)
         stream, subject = bucket_stream(bucket), bucket_subject(bucket, key)
         connection.publish(f"$JS.API.DIRECT.GET.{stream}.{subject}", reply=self._answers)
+        self._asked += 1
         if connection.is_clustered:
             ask_at = time.monotonic() + again_seconds
             heapq.heappush(self._doubts, (ask_at, again_seconds, task_id))
@@ -264,6 +287,7 @@ class ResultConsumer(BaseResultConsumer):
         now = time.monotonic()
         if now >= self._check_at:
             connection.check_peer(SILENCE_SECONDS)
+            self._answered = self._asked  # what is not there by now was lost with its node
             self._check_at = now + _CHECK_SECONDS
         return self._check_at - now
 
@@ -276,6 +300,10 @@ class ResultConsumer(BaseResultConsumer):
                 if self.is_watching(task_id):
                     self._ask(connection, task_id, min(2 * seconds, _ASK_AGAIN_SECONDS[1]))
         return self._doubts[0][0] - now if self._doubts else math.inf
+
+    def _on_answer(self, message: Message) -> None:
+        self._answered += 1
+        self._on_message(message)
 
     def _on_message(self, message: Message) -> None:
         if not is_gone(message):
@@ -304,3 +332,4 @@ class ResultConsumer(BaseResultConsumer):
             self._connection = None
         self._sids = dict.fromkeys(self._sids, 0)
         self._doubts.clear()
+        self._unasked.clear()

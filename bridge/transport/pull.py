@@ -36,6 +36,10 @@ _CLUSTER_WATCH = b'{"batch":1,"expires":%d,"idle_heartbeat":%d}' % (
 )
 #: One pull asks for at most this many messages, however large the prefetch.
 MAX_BATCH = 256
+#: The next message would be more than the bytes of the pull allow.
+_FULL = "Message Size Exceeds MaxBytes"
+#: Follows the last message of a pull with such a limit; another one may lie open by then.
+_COMPLETED = "Batch Completed"
 
 
 class Delivery:
@@ -66,11 +70,21 @@ class Delivery:
 class _Level:
     """One priority: the pull that lies open at the server and what is known to wait."""
 
-    __slots__ = ("asked", "deadline", "fetching", "leaderless_since", "num_pending", "paused_until")
+    __slots__ = (
+        "asked",
+        "batch",
+        "deadline",
+        "fetching",
+        "leaderless_since",
+        "num_pending",
+        "paused_until",
+    )
 
     def __init__(self) -> None:
         #: messages the open pull may still bring
         self.asked = 0
+        #: how many that were at first
+        self.batch = 0
         #: the open pull takes what is there and ends, instead of waiting for the next message
         self.fetching = False
         self.deadline = 0.0
@@ -115,6 +129,7 @@ class QueuePull:
         }
         self._inbox = connection.new_inbox()
         self._sid = connection.subscribe(f"{self._inbox}.*", self._on_message)
+        self._unlimited, self._max_bytes = connection.most_at_once, connection.most_bytes_at_once
         clustered = connection.is_clustered
         self._watch = _CLUSTER_WATCH if clustered else _WATCH
         #: so long nothing may come of a pull
@@ -160,11 +175,15 @@ class QueuePull:
         return False
 
     def _pull(self, priority: int, level: _Level, count: int, now: float, *, fetch: bool) -> None:
-        level.asked = min(count, MAX_BATCH)
+        level.batch = level.asked = min(count, MAX_BATCH)
         level.fetching = fetch
         level.deadline = now + self._patience
-        request = b'{"batch":%d,"no_wait":true}' % level.asked if fetch else self._watch
+        request = self._fetch(level.asked) if fetch else self._watch
         self._send(self._endpoints[priority], request, f"{self._inbox}.{priority}")
+
+    def _fetch(self, count: int) -> bytes:
+        limit = b',"max_bytes":%d' % self._max_bytes if count > self._unlimited else b""
+        return b'{"batch":%d,"no_wait":true%b}' % (count, limit)
 
     def _on_message(self, message: Message) -> None:
         with self._lock:
@@ -192,12 +211,13 @@ class QueuePull:
         status = message.status
         if status != 503:
             level.leaderless_since = 0.0
-        if status == 100:  # heartbeat
+        if status == 100 or message.description == _COMPLETED:  # 100: heartbeat
             return
+        is_full = message.description == _FULL and level.asked < level.batch
         level.asked = 0
         level.fetching = False
-        level.num_pending = 0
-        if status in {404, 408}:  # nothing there, time is up
+        level.num_pending = None if is_full else 0
+        if is_full or status in {404, 408}:  # there may be more, nothing there, time is up
             return
         now = time.monotonic()
         level.paused_until = now + _ERROR_PAUSE_SECONDS

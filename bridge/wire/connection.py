@@ -49,6 +49,9 @@ Outgoing = tuple[str, bytes, Mapping[str, str] | None]
 
 #: A server that has not answered a PING for this long is gone; see `Connection.check_peer`.
 SILENCE_SECONDS = 10.0
+#: What is asked for at once: a server cuts off a client that leaves 64 MB unread. It says nothing
+#: at the end of a pull that brought just what it might, and a prime is no multiple of any size.
+_UNREAD_BYTES = 2**25 - 39
 #: An answer that lies there when time is up is an answer, to as much as a socket can hold.
 _LATE_READS = 32
 
@@ -163,6 +166,16 @@ class Connection:
     @property
     def _max_payload(self) -> int:
         return int(self.server_info.get("max_payload", 0))
+
+    @property
+    def most_at_once(self) -> int:
+        """How many messages may be asked for at once, however large each of them is."""
+        return max(1, _UNREAD_BYTES // max(1, self._max_payload))
+
+    @property
+    def most_bytes_at_once(self) -> int:
+        """How many bytes of messages may be asked for at once; any two fit in."""
+        return max(_UNREAD_BYTES, 2 * self._max_payload)
 
     def subscribe(self, subject: str, callback: Callback) -> int:
         """Call `callback` with every message on `subject` while somebody drains; return the sid."""
@@ -356,10 +369,7 @@ class Connection:
             self._read_until(lambda: self._pongs_seen >= target, waiter, deadline)
 
     def refusals(self) -> Waiter:
-        """Return a context that is told, while it lasts, of a refusal that nobody else awaits.
-
-        A request is told of its own; this is for what only publishes and subscribes.
-        """
+        """Return a context that is told, while it lasts, of refusals that concern no request."""
         return self._refusals.waiting()
 
     def check_peer(self, silence_seconds: float) -> bool:

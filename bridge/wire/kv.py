@@ -22,7 +22,8 @@ _DELETE = {"KV-Operation": "DEL"}
 _NO_HEADERS: Mapping[str, str] = {}
 
 
-#: Requests in one write, so that the answers stay well below what a server holds for a client.
+#: Requests in one write; the answers stay well below what a server holds for a client where they
+#: are some kilobytes each.
 _REQUESTS = 500
 
 
@@ -138,15 +139,16 @@ class Bucket:
                 raise
         return None
 
-    def entries(self, keys: Iterable[str]) -> list[Entry | None]:
+    def entries(self, keys: Iterable[str], at_once: int = _REQUESTS) -> list[Entry | None]:
         """Return what is stored, as the stream's leader knows it.
 
-        `get` may be answered by a copy of the stream that has not seen the latest change.
+        `get` may be answered by a copy of the stream that has not seen the latest change. Where
+        values may be large, `at_once` is the connection's `most_at_once`.
         """
         keys = list(keys)
         found: list[Entry | None] = []
-        for start in range(0, len(keys), _REQUESTS):
-            subjects = [self.subject(key) for key in keys[start : start + _REQUESTS]]
+        for start in range(0, len(keys), at_once):
+            subjects = [self.subject(key) for key in keys[start : start + at_once]]
             found += map(_entry, self._js.get_stored(self.stream, subjects))
         return found
 
