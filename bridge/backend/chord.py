@@ -13,7 +13,7 @@ from celery.result import GroupResult, allow_join_result
 from celery.utils.functional import _regen
 from kombu.utils.encoding import str_to_bytes
 
-from bridge.backend.chord_record import ChordRecord, new_holder
+from bridge.backend.chord_record import ChordRecord, PartsExpired, new_holder
 from bridge.names import Names
 from bridge.wire import Bucket, JetStream
 
@@ -65,12 +65,25 @@ class ChordBackend(BaseKeyValueStoreBackend):
             return
         part = ChordRecord.part(task_id, request.group_index)
         outcome = self.encode([1, task_id, state, self.encode_result(result, state)])
-        if not self._chord(group_id, lambda chord: chord.store(part, str_to_bytes(outcome))):
+        counted = self._chord(group_id, lambda chord: chord.store(part, str_to_bytes(outcome)))
+        if counted < 0:
             return
         holder = new_holder(part)
-        claim = self._chord(group_id, lambda chord: chord.claim(holder))
+        try:
+            claim = self._chord(group_id, lambda chord: chord.claim(holder, counted))
+        except PartsExpired as error:
+            self._fail_expired(request, error)
+            return
         if claim is not None:
             self._complete(request, holder, claim)
+
+    def _fail_expired(self, request: Any, error: PartsExpired) -> None:
+        failure = ChordError(
+            f"Join error: {error}: set result_chord_expires above the time the header takes"
+        )
+        logger.error("chord %s raised: %r", request.group, failure)
+        self.chord_error_from_stack(maybe_signature(request.chord, app=self.app), failure)
+        self._chord(request.group, ChordRecord.reset)
 
     def _complete(self, request: Any, holder: str, claim: int) -> None:
         group_id = request.group

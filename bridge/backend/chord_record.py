@@ -13,6 +13,7 @@ import contextlib
 import math
 import os
 
+from bridge.errors import BridgeError
 from bridge.names import Names, escape
 from bridge.wire import Bucket, JetStream, KeyExists
 
@@ -21,6 +22,10 @@ _DONE = b"done"
 #: How long such a part is recognised: far longer than any broker holds a delivery back.
 _DONE_SECONDS = 3600.0
 _NO_INDEX = "-"
+
+
+class PartsExpired(BridgeError):
+    """Parts of a chord were kept for as long as they are, and it has not ended."""
 
 
 class ChordRecord:
@@ -79,15 +84,21 @@ class ChordRecord:
 
     # -- the parts ---------------------------------------------------------------------
 
-    def store(self, part: str, value: bytes) -> bool:
-        """Keep the outcome of a part, the first one for ever; True where it may be the last."""
+    def store(self, part: str, value: bytes) -> int:
+        """Keep the outcome of a part, the first one for ever; return the counter.
+
+        From 0 on it may be the last.
+        """
         # Where it is there the part ran before; whether it was counted then is not known.
         with contextlib.suppress(KeyExists):
             self._bucket.create(self._key(f"part.{part}"), value, self._ttl)
-        return self._count(1) >= 0
+        return self._count(1)
 
-    def claim(self, holder: str) -> int | None:
+    def claim(self, holder: str, counted: int) -> int | None:
         """Become the one who sends the callback; None where parts are missing or another is.
+
+        `counted` is what `store` returned. Raises PartsExpired to the last part of a chord whose
+        first ones are gone.
 
         `holder` is a `new_holder(part)`. The claim belongs to the part, not to the process: when
         a worker dies with it, the part comes back to another worker, and that one goes on.
@@ -97,6 +108,8 @@ class ChordRecord:
         if claim is not None and claim.value == _DONE:
             self._forget_parts()
             return None
+        if size is None and claim is None and counted == 0:
+            self._check_expired()
         if size is None or not self._is_complete(int(size.value)):
             return None
         try:
@@ -106,6 +119,12 @@ class ChordRecord:
         if claim is None or _part_of(claim.value) != _part_of(holder.encode()):
             return None
         return self.renew(holder, claim.revision)
+
+    def _check_expired(self) -> None:
+        """Raise PartsExpired where a counter of 0 tells that the size had been there."""
+        # Until it is, each part makes the counter more than 0, unless some were added.
+        if not self._bucket.keys(self._key("added.>")):
+            raise PartsExpired("its first parts were kept for the time that is set, and are gone")
 
     def _is_complete(self, size: int) -> bool:
         keys = self._bucket.keys(self._key(">"))

@@ -21,6 +21,7 @@ from bridge.names import Names
 from bridge.wire import Connection, ConnectOptions, JetStream
 from bridge.worker import lost
 from tests.support.nats import NatsServer
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -70,12 +71,8 @@ def header_task(app: Celery, group_id: str, index: int, callback_id: str) -> Con
 def test_only_the_last_part_may_send_the_callback(chord: ChordRecord) -> None:
     """A chord of three is complete when the third part is stored and not before."""
     chord.set_size(3)
-    assert [chord.store(chord.part("task", index), b"") for index in range(3)] == [
-        False,
-        False,
-        True,
-    ]
-    assert chord.claim(new_holder(chord.part("task", 2))) is not None
+    assert [chord.store(chord.part("task", index), b"") for index in range(3)] == [-2, -1, 0]
+    assert chord.claim(new_holder(chord.part("task", 2)), 0) is not None
 
 
 def test_a_part_that_runs_twice_counts_once(chord: ChordRecord) -> None:
@@ -83,8 +80,8 @@ def test_a_part_that_runs_twice_counts_once(chord: ChordRecord) -> None:
     chord.set_size(2)
     part = chord.part("task", 0)
     chord.store(part, b"first")
-    assert chord.store(part, b"second")
-    assert chord.claim(new_holder(part)) is None
+    assert chord.store(part, b"second") == 0
+    assert chord.claim(new_holder(part), 0) is None
     assert chord.values() == [b"first"]
 
 
@@ -92,14 +89,18 @@ def test_the_size_is_set_once_however_often_it_is_sent(chord: ChordRecord) -> No
     """Two workers that send the same chord at once do not make it wait for ever."""
     chord.set_size(1)
     chord.set_size(1)
-    assert chord.store(chord.part("task", 0), b"")
+    assert chord.store(chord.part("task", 0), b"") == 0
 
 
 def test_parts_that_return_before_the_size_is_known_do_not_claim(chord: ChordRecord) -> None:
     """A header that is still being sent is not taken for complete."""
     part = chord.part("task", 0)
-    assert chord.store(part, b"")
-    assert chord.claim(new_holder(part)) is None
+    assert chord.store(part, b"") == 1
+    assert chord.claim(new_holder(part), 1) is None
+    chord.add("extra")
+    chord.add("another")
+    assert chord.store(chord.part("extra", 0), b"") == 0
+    assert chord.claim(new_holder(part), 0) is None
 
 
 def test_one_part_gets_the_claim(chord: ChordRecord) -> None:
@@ -108,7 +109,7 @@ def test_one_part_gets_the_claim(chord: ChordRecord) -> None:
     parts = [chord.part("task", index) for index in range(2)]
     for part in parts:
         chord.store(part, b"")
-    claims = [chord.claim(new_holder(part)) for part in parts]
+    claims = [chord.claim(new_holder(part), 0) for part in parts]
     assert claims[0] is not None
     assert claims[1] is None
 
@@ -119,9 +120,9 @@ def test_a_claim_outlives_the_worker_that_died_with_it(chord: ChordRecord) -> No
     part = chord.part("task", 0)
     chord.store(part, b"")
     dead, heir = new_holder(part), new_holder(part)
-    revision = chord.claim(dead)
+    revision = chord.claim(dead, 0)
     assert revision is not None
-    assert chord.claim(heir) is not None
+    assert chord.claim(heir, 1) is not None
     assert chord.renew(dead, revision) is None
 
 
@@ -130,11 +131,11 @@ def test_a_part_that_comes_after_the_end_changes_nothing(chord: ChordRecord) -> 
     chord.set_size(1)
     part = chord.part("task", 0)
     chord.store(part, b"")
-    revision = chord.claim(new_holder(part))
+    revision = chord.claim(new_holder(part), 0)
     assert revision is not None
     chord.finish(revision)
-    assert chord.store(part, b"")
-    assert chord.claim(new_holder(part)) is None
+    assert chord.store(part, b"") == 1
+    assert chord.claim(new_holder(part), 1) is None
     assert chord.values() == []
 
 
@@ -144,8 +145,9 @@ def test_a_chord_may_be_sent_again(chord: ChordRecord) -> None:
     for run in (b"first", b"second"):
         chord.reset()
         chord.set_size(1)
-        assert chord.store(part, run)
-        revision = chord.claim(new_holder(part))
+        counted = chord.store(part, run)
+        assert counted >= 0
+        revision = chord.claim(new_holder(part), counted)
         assert revision is not None
         assert chord.values() == [run]
         chord.finish(revision)
@@ -155,8 +157,8 @@ def test_an_added_part_is_waited_for(chord: ChordRecord) -> None:
     """A part added to a running chord must return too."""
     chord.set_size(1)
     chord.add("extra")
-    assert not chord.store(chord.part("task", 0), b"")
-    assert chord.store(chord.part("extra", 0), b"")
+    assert chord.store(chord.part("task", 0), b"") == -1
+    assert chord.store(chord.part("extra", 0), b"") == 0
 
 
 def test_results_keep_the_order_of_the_header(chord: ChordRecord) -> None:
@@ -195,6 +197,25 @@ def test_a_failed_part_fails_the_callback(app: Celery) -> None:
     app.backend.on_chord_part_return(request, states.FAILURE, ValueError("no such fish"))
     with pytest.raises(ChordError, match="no such fish"):
         app.AsyncResult(callback_id).get(timeout=5)
+    assert waiting(app) == 0
+
+
+def test_a_header_longer_than_a_chord_is_kept_fails_the_callback(
+    app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who waits for the callback learns that parts are gone, and so does the log."""
+    app.conf.result_chord_expires = 1
+    group_id, callback_id = str(uuid4()), str(uuid4())
+    app.backend.set_chord_size(group_id, 2)
+    first, last = (header_task(app, group_id, index, callback_id) for index in range(2))
+    app.backend.on_chord_part_return(first, states.SUCCESS, 1)
+    wait_until(lambda: app.backend._chord(group_id, ChordRecord.values), lambda values: not values)
+
+    app.backend.on_chord_part_return(last, states.SUCCESS, 2)
+
+    with pytest.raises(ChordError, match="result_chord_expires"):
+        app.AsyncResult(callback_id).get(timeout=5)
+    assert "result_chord_expires" in caplog.text
     assert waiting(app) == 0
 
 
