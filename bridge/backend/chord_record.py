@@ -124,7 +124,7 @@ class ChordRecord:
         """Raise PartsExpired where a counter of 0 tells that the size had been there."""
         # Until it is, each part makes the counter more than 0, unless some were added.
         if not self._bucket.keys(self._key("added.>")):
-            raise PartsExpired("its first parts were kept for the time that is set, and are gone")
+            raise PartsExpired("it took longer than its size and its parts are kept")
 
     def _is_complete(self, size: int) -> bool:
         keys = self._bucket.keys(self._key(">"))

@@ -98,14 +98,13 @@ class BrokerConnection:
         self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []
         self.keeper = Keeper(
-            self.wire, self._unacked, self._flush, self._keep_over_another, ack_wait
+            self.wire, self._unacked, self._keep_round, self._keep_over_another, ack_wait
         )
         self._ready: list[tuple[int, int, Callable[[], bool], bool]] = []
         self._arrivals = itertools.count()
         #: subject, payload and reply subject of acks and pulls
         self._outgoing: deque[tuple[str, bytes, str]] = deque()
-        # Reentrant: a signal handler of the thread that holds it may settle too.
-        self._flush_lock = threading.RLock()
+        self._flush_lock = threading.Lock()
         #: ack subjects of the last deliveries that were settled for good, and how
         self.settled: deque[tuple[str, bytes]] = deque(maxlen=_RESENT_ACKS)
         #: broken ones of which this one keeps what still runs
@@ -136,6 +135,12 @@ class BrokerConnection:
         if self._leftovers is not None:
             yield from self._leftovers.answer(self)
 
+    def _keep_round(self) -> None:
+        """Send what must not wait for a thread that is busy. The keeper's thread."""
+        for channel in list(self.channels):
+            channel.intake.keep_queues()
+        self._flush()
+
     def _keep_over_another(self) -> bool:
         return self._leftovers is not None and self._leftovers.keep_over_another(self)
 
@@ -159,6 +164,8 @@ class BrokerConnection:
 
         For who has cancelled its consumers and still ends what runs: its loop turns no more.
         """
+        for queue in list(self.transient.values()):
+            queue.forget_consumers()  # a control command could end the worker before its tasks
         self._deliver(len(self._ready))  # to nobody: it goes back
         self.give_back(forgotten=True)
         self._unregister()
@@ -334,7 +341,7 @@ class BrokerConnection:
         if loop is None or waker is None:
             return
         loop.on_tick.discard(self.tick)
-        if self.wire.connected:
+        with contextlib.suppress(NatsConnectionError):  # closed: the hub has dropped it, or will
             loop.remove_reader(self.wire.fileno())
         loop.remove_reader(waker.fileno())
 

@@ -90,22 +90,22 @@ class BindingTable:
     def __init__(self, js: JetStream, names: Names) -> None:
         self._js = js
         self._bucket = Bucket(js, names.bucket("bindings"))
-        #: replaced as a whole: another thread may be reading or changing the one of before
+        #: replaced as a whole once it is complete
         self._table = _Table(None)
+        #: the one that is being read, or was last
+        self._next_table = self._table
         self._is_followed = False
         self._load_lock = threading.RLock()
         #: what this connection has bound of queues that expire
         self._own: dict[str, set[Binding]] = {}
 
     def _loaded(self) -> dict[str, Binding | None]:
-        table = self._table
-        if not table.is_complete:
+        if not self._table.is_complete:
             self._js.connection.require_usable()
-            with self._load_lock:  # nobody may take a table for complete that is being read
+            with self._load_lock:
                 if not self._table.is_complete:
                     self._load()
-                table = self._table
-        return table.bindings
+        return self._table.bindings
 
     def _load(self) -> None:
         # Subscribe first, so that nothing changes unseen between the two.
@@ -113,21 +113,23 @@ class BindingTable:
             self._js.connection.subscribe(self._bucket.change_subject(">"), self._on_change)
             self._is_followed = True
         sequence = self._last_sequence() if self._js.connection.is_clustered else None
-        self._table = table = _Table(sequence)
+        self._next_table = table = _Table(sequence)
         for key, value in self._bucket.items().items():
             # What was told meanwhile, a deletion too, is newer than this list.
             table.bindings.setdefault(key, _decode(value))
         table.is_complete = True
+        self._table = table
 
     def _last_sequence(self) -> int:
         """Return the sequence of the bucket's last change, as its leader knows it."""
-        [last] = self._js.get_stored(self._bucket.stream, [self._bucket.subject(">")])
-        return 0 if last is None else last.seq
+        # Not of the last message: a marker goes after a while, and with it what it counted.
+        return self._js.ends([self._bucket.stream])[self._bucket.stream] - 1
 
     def _on_change(self, message: Message) -> None:
         key = message.subject.removeprefix(self._bucket.change_subject(""))
         binding = None if is_gone(message) else _decode(message.payload)
-        self._table.change(int(message.headers["Nats-Sequence"]), key, binding)
+        for table in {self._table, self._next_table}:
+            table.change(int(message.headers["Nats-Sequence"]), key, binding)
 
     def _catch_up(self) -> None:
         """Have the table hold every change that anybody was told of. One round trip."""
@@ -135,7 +137,8 @@ class BindingTable:
             self._js.connection.flush()
         elif self._last_sequence() != self._table.sequence:
             # The word of a change is lost with the route or the node that carried it.
-            self._table.is_complete = False
+            with self._load_lock:
+                self._load()
 
     def queues_for(self, exchange: str, routing_key: str) -> dict[str, bool]:
         """Return the durable queues a message goes to, and whether each may have expired.

@@ -132,6 +132,13 @@ class Intake:
                 # Last in turn for the next free slot, so that no queue starves behind another.
                 self._pulls.move_to_end(tag)
 
+    def keep_queues(self) -> None:
+        """Show that the queues which expire are in use, also while nothing is asked of them."""
+        arguments = self._connection.stored_queues.arguments
+        for pull in list(self._pulls.values()):
+            if pull.queue in arguments and arguments[pull.queue].expires is not None:
+                pull.keep_queue()
+
     def _declare_again(self, queue: str) -> None:
         """Make the lost consumers of a queue anew.
 

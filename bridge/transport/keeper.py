@@ -27,22 +27,22 @@ ACK, NAK, TERM, IN_PROGRESS = b"+ACK", b"-NAK", b"+TERM", b"+WPI"
 class Keeper:
     """Sends in-progress for everything `unacked()` returns, three times per `ack_wait`.
 
-    At least as often it calls `flush`: for what is settled it shows no more signs of life, so that
-    the acknowledgement must not wait for a thread that is busy. On a broken connection it calls
-    `keep_over_another`, which returns False where nothing is held, until `stop`.
+    At least as often it calls `keep_round`: for what is settled it shows no more signs of life, so
+    that the acknowledgement must not wait for a thread that is busy. On a broken connection it
+    calls `keep_over_another`, which returns False where nothing is held, until `stop`.
     """
 
     def __init__(
         self,
         connection: Connection,
         unacked: Callable[[], Iterable[str]],
-        flush: Callable[[], None],
+        keep_round: Callable[[], None],
         keep_over_another: Callable[[], bool],
         ack_wait_seconds: float,
     ) -> None:
         self._connection = connection
         self._unacked = unacked
-        self._flush = flush
+        self._keep_round = keep_round
         self._keep_over_another = keep_over_another
         self._ack_wait_seconds = ack_wait_seconds
         self._keep_seconds = ack_wait_seconds / 3
@@ -78,7 +78,7 @@ class Keeper:
             if time.monotonic() >= kept_at + self._keep_seconds:
                 kept_at = time.monotonic()
                 self._connection.publish_many((s, IN_PROGRESS, "") for s in self._unacked())
-            self._flush()
+            self._keep_round()
             if self._connection.check_peer(SILENCE_SECONDS):
                 self.ours_until = before + self._ack_wait_seconds
 

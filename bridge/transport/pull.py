@@ -34,6 +34,8 @@ _CLUSTER_WATCH = b'{"batch":1,"expires":%d,"idle_heartbeat":%d}' % (
     int(PULL_EXPIRES_SECONDS * 1e9),
     int(_OVERDUE_SECONDS / 2 * 1e9),
 )
+#: Counts as use of a consumer and brings nothing: no message has a single byte.
+_SIGN_OF_LIFE = b'{"batch":1,"no_wait":true,"max_bytes":1}'
 #: One pull asks for at most this many messages, however large the prefetch.
 MAX_BATCH = 256
 #: The next message would be more than the bytes of the pull allow.
@@ -237,6 +239,12 @@ class QueuePull:
         if reason != told or now - told_at > _ERROR_PAUSE_SECONDS:
             self._told = reason, now
             logger.warning("pull on queue %s ended: %s", self.queue, reason)
+
+    def keep_queue(self) -> None:
+        """Show that the queue is in use where no pull does: the server drops it else in time."""
+        for priority, level in self._levels.items():
+            if not level.asked:
+                self._send(self._endpoints[priority], _SIGN_OF_LIFE, self._connection.unheard)
 
     def stop(self) -> None:
         """End the pulls. Deliveries already on their way still reach `on_delivery`."""

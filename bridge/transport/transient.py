@@ -149,6 +149,10 @@ class TransientQueue:
         """Forget a consumer; False where it had none here."""
         return self._consumers.pop(consumer, None) is not None
 
+    def forget_consumers(self) -> None:
+        """Hand nothing over any more."""
+        self._consumers.clear()
+
     def put(self, waiting: Waiting) -> None:
         """Take in a message, or take it back to its place."""
         heapq.heappush(self._waiting, waiting)

@@ -201,6 +201,12 @@ class Connection:
         """Return a subject nobody else uses."""
         return self._replies.new_inbox()
 
+    @property
+    def unheard(self) -> str:
+        """Subject for answers that are not wanted, where the server must find a listener."""
+        self._ensure_replies()
+        return self._replies.unheard
+
     def _write(self, data: bytes) -> None:
         self._opened().send(data)
 

@@ -15,6 +15,8 @@ class Replies:
         self._inbox = f"_INBOX.{os.urandom(11).hex()}"
         #: all that replies come on, to subscribe to as one
         self.subjects = f"{self._inbox}.*"
+        #: one of them on which none is ever awaited
+        self.unheard = f"{self._inbox}.0"
         self._numbers = itertools.count(1)
         self._inboxes = itertools.count()
         #: None while it is awaited

@@ -10,7 +10,7 @@ from kombu import Connection, Exchange, Producer, Queue
 
 from bridge.transport.broker import BrokerConnection
 from tests.integration.conftest import Connect
-from tests.support.inbox import Inbox
+from tests.support.inbox import Inbox, send
 from tests.support.nats import NatsServer
 from tests.support.waiting import wait_until
 
@@ -174,6 +174,30 @@ def test_queue_of_a_busy_consumer_has_not_expired(
     assert fresh.bound(name) == ["#"]
     long.ack()
     assert [message.payload for message in inbox.take()] == ["next"]
+
+
+def test_queue_of_a_consumer_that_is_busy_with_another_has_not_expired(
+    connect: Connect, name: str, topic: Exchange, sender: Sender
+) -> None:
+    """Nothing is asked of it for longer than it lasts, and none of its messages is held."""
+    other = Queue(f"{name}-other")
+    inbox = Inbox(connect(transport_options={"ack_wait": EXPIRES}), other, prefetch=1)
+    send(inbox.connection, other, "long")
+    inbox.wait(1)
+    inbox.consumer.add_queue(Queue(name, topic, "#", expires=EXPIRES))
+    inbox.consumer.consume()
+    sender.send("waits")
+    unused = Queue(f"{name}-unused", expires=EXPIRES)
+    for _ in range(2):
+        unused.bind(inbox.connection.channel()).declare()
+        sender.wait_for_end(unused.name)
+
+    sender.send("next")
+
+    for body in ("long", "waits", "next"):
+        [message] = inbox.take()
+        assert message.payload == body
+        message.ack()
 
 
 def test_consumer_that_lost_its_queue_binds_it_again(

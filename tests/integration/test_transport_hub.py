@@ -227,3 +227,29 @@ def test_gathered_acks_are_sent_before_a_connection_closes(
     connection.release()
 
     assert unacknowledged_on(connect(), name) == 0
+
+
+def test_a_connection_that_retires_hands_over_no_control_command(
+    connect: Connect, name: str, hub: Hub
+) -> None:
+    """Behind one that ends its worker lies another: it must not end the end."""
+    connection = connect()
+    commands: list[Any] = []
+    mailbox = Queue(name, exclusive=True)
+
+    def on_command(message: Any) -> None:
+        commands.append(message.payload)
+        raise SystemExit
+
+    Consumer(connection.channel(), [mailbox], on_message=on_command, no_ack=True).consume()
+    connection.transport.register_with_event_loop(connection.connection, hub)
+    producer = Producer(connect().channel())
+    for number in range(2):
+        producer.publish(number, routing_key=name)
+    producer.channel.broker.wire.flush()
+
+    with pytest.raises(SystemExit):
+        turn_until(hub, lambda: False)
+    connection.connection.retire()
+
+    assert commands == [0]
