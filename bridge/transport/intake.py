@@ -16,6 +16,7 @@ from bridge.errors import NatsConnectionError
 from bridge.transport.broker import BrokerConnection
 from bridge.transport.keeper import NAK
 from bridge.transport.pull import Delivery, QueuePull
+from bridge.transport.stored import CONSUMER_NOT_FOUND
 from bridge.wire import JetStreamError, Message
 
 #: Messages on their way to a consumer whose prefetch is unlimited (AMQP: 0).
@@ -173,13 +174,25 @@ class Intake:
             if message.status != 503:
                 return message
             # Nobody listens where there is no consumer, and while a cluster elects its leader.
-            try:
-                self._connection.stored_queues.infos(queue)
-            except JetStreamError as error:
-                raise NotFound(f"no queue {queue!r}", (60, 70), "Basic.get") from error
+            self._make_again(endpoint.replace("MSG.NEXT", "INFO", 1), queue)
             if time.monotonic() > deadline:
                 raise NatsConnectionError(f"queue {queue} has no leader just now: try again")
             time.sleep(_PAUSE_SECONDS)
+
+    def _make_again(self, endpoint: str, queue: str) -> None:
+        """See that a queue has one of its consumers: the server drops those that nobody uses.
+
+        Raises amqp's NotFound where it has none at all.
+        """
+        queues = self._connection.stored_queues
+        try:
+            self._connection.js.api(endpoint)
+        except JetStreamError as error:
+            if error.err_code != CONSUMER_NOT_FOUND:
+                raise
+            if not queues.is_there(queue):
+                raise NotFound(f"no queue {queue!r}", (60, 70), "Basic.get") from error
+            queues.declare(queue)
 
     # -- settling ----------------------------------------------------------------------
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
+from amqp.exceptions import NotFound
 from kombu import Connection, Exchange, Producer, Queue
 
 from bridge.transport.broker import BrokerConnection
+from bridge.wire import JetStreamError
 from tests.integration.conftest import Connect
 from tests.support.inbox import Inbox, send
 from tests.support.nats import NatsServer
@@ -242,3 +245,44 @@ def test_deleting_an_expired_queue_removes_its_bindings(
     assert bound.delete(**{condition: True}) == 0
 
     assert sender.bound(name) == []
+
+
+def test_get_from_a_queue_of_which_some_consumers_expired(
+    connect: Connect, name: str, topic: Exchange, sender: Sender
+) -> None:
+    """Messages are got at once whatever their priority, also where its consumer is gone."""
+    queue = Queue(name, topic, "#", expires=60).bind(connect().channel())
+    queue.declare()
+    sender.lose(name, 9, 3, 0)
+    sender.send("of a lost priority")
+
+    asked = time.monotonic()
+    message = queue.get(no_ack=True)
+
+    assert message is not None
+    assert message.payload == "of a lost priority"
+    assert queue.get() is None
+    assert time.monotonic() - asked < 1.0
+
+
+def test_get_from_an_expired_queue(connect: Connect, name: str, sender: Sender) -> None:
+    """One that is gone altogether is not made again."""
+    channel = connect().channel()
+    Queue(name, expires=60).bind(channel).declare()
+    sender.lose(name, *range(10))
+
+    with pytest.raises(NotFound):
+        channel.basic_get(name)
+
+    assert not sender.broker.stored_queues.is_there(name)
+
+
+def test_get_tells_why_the_server_refuses(nats_server: NatsServer) -> None:
+    """A queue that nothing can be told of is not one that is not there."""
+    with Connection(nats_server.url) as connection:
+        channel = connection.channel()
+        Queue("kept").bind(channel).declare()
+        channel.broker.js.api(f"STREAM.DELETE.{channel.broker.names.task_stream}")
+
+        with pytest.raises(JetStreamError, match="stream not found"):
+            channel.basic_get("kept")
