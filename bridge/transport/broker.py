@@ -19,6 +19,7 @@ from bridge.transport.exchange import BindingTable
 from bridge.transport.expiry import Expiry
 from bridge.transport.keeper import IN_PROGRESS, NAK, Keeper
 from bridge.transport.leftovers import Leftovers, leftovers_of
+from bridge.transport.pull import QueuePull
 from bridge.transport.stored import StoredQueues
 from bridge.transport.transient import TransientQueue
 from bridge.transport.waker import Waker
@@ -97,6 +98,8 @@ class BrokerConnection:
         #: queues in memory: they belong to the connection, and its channels share them
         self.transient: dict[str, TransientQueue] = {}
         self.channels: list[Channel] = []
+        #: of all channels
+        self.pulls: set[QueuePull] = set()
         self.keeper = Keeper(
             self.wire, self._unacked, self._keep_round, self._keep_over_another, ack_wait
         )

@@ -84,6 +84,7 @@ class Intake:
             credit=self._credit,
             send=self._connection.send_soon,
             on_delivery=on_delivery,
+            together=self._connection.pulls,
         )
         self.refill()
 
@@ -222,3 +223,4 @@ class Intake:
     def abandon(self) -> None:
         """Ask for no more: the connection is broken."""
         self._pulls.clear()
+        self._connection.pulls.clear()

@@ -113,10 +113,12 @@ class QueuePull:
         credit: Callable[[], int],
         send: Callable[[str, bytes, str], None],
         on_delivery: Callable[[Delivery], bool],
+        together: set[QueuePull],
     ) -> None:
         """`send` takes subject, payload and reply subject of a pull, to be sent shortly.
 
-        `on_delivery` returns False for a message it gave back.
+        `on_delivery` returns False for a message it gave back. `together` are all of the
+        connection: they share what a server holds for it.
         """
         self.queue = queue
         self._connection = connection
@@ -131,7 +133,9 @@ class QueuePull:
         }
         self._inbox = connection.new_inbox()
         self._sid = connection.subscribe(f"{self._inbox}.*", self._on_message)
-        self._unlimited, self._max_bytes = connection.most_at_once, connection.most_bytes_at_once
+        self._unlimited = connection.most_at_once
+        self._together = together
+        together.add(self)
         clustered = connection.is_clustered
         self._watch = _CLUSTER_WATCH if clustered else _WATCH
         #: so long nothing may come of a pull
@@ -184,7 +188,10 @@ class QueuePull:
         self._send(self._endpoints[priority], request, f"{self._inbox}.{priority}")
 
     def _fetch(self, count: int) -> bytes:
-        limit = b',"max_bytes":%d' % self._max_bytes if count > self._unlimited else b""
+        askers = len(self._together)
+        limit = b""
+        if count > 1 and count * askers > self._unlimited:
+            limit = b',"max_bytes":%d' % self._connection.most_bytes_at_once(askers)
         return b'{"batch":%d,"no_wait":true%b}' % (count, limit)
 
     def _on_message(self, message: Message) -> None:
@@ -248,6 +255,7 @@ class QueuePull:
 
     def stop(self) -> None:
         """End the pulls. Deliveries already on their way still reach `on_delivery`."""
+        self._together.discard(self)
         self._connection.unsubscribe_and_flush(self._sid)
         # The server drops a pull that nobody listens for when it is asked about the consumer. If
         # it found out with a message that comes back, that one would go to the end of the line.

@@ -50,8 +50,10 @@ Outgoing = tuple[str, bytes, Mapping[str, str] | None]
 #: A server that has not answered a PING for this long is gone; see `Connection.check_peer`.
 SILENCE_SECONDS = 10.0
 #: What is asked for at once: a server cuts off a client that leaves 64 MB unread. It says nothing
-#: at the end of a pull that brought just what it might, and a prime is no multiple of any size.
+#: at the end of a pull that brought just what it might, so that this is no round number.
 _UNREAD_BYTES = 2**25 - 39
+#: Longest subject and reply subject of a message, which count in its size.
+_LONGEST_LINE_BYTES = 4096
 #: An answer that lies there when time is up is an answer, to as much as a socket can hold.
 _LATE_READS = 32
 
@@ -172,10 +174,11 @@ class Connection:
         """How many messages may be asked for at once, however large each of them is."""
         return max(1, _UNREAD_BYTES // max(1, self._max_payload))
 
-    @property
-    def most_bytes_at_once(self) -> int:
-        """How many bytes of messages may be asked for at once; any two fit in."""
-        return max(_UNREAD_BYTES, 2 * self._max_payload)
+    def most_bytes_at_once(self, askers: int) -> int:
+        """How many bytes of messages each of `askers` may ask for at once; any one fits in."""
+        # One more: what the others have asked for may be from a time when they were fewer.
+        share = _UNREAD_BYTES // (askers + 1)
+        return max(share, self._max_payload + _LONGEST_LINE_BYTES)
 
     def subscribe(self, subject: str, callback: Callback) -> int:
         """Call `callback` with every message on `subject` while somebody drains; return the sid."""

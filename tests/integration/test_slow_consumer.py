@@ -61,22 +61,24 @@ def test_large_results_after_an_outage(server: NatsServer, app: Celery) -> None:
         close_app(waiting)
 
 
-def test_large_tasks_for_an_unlimited_prefetch(server: NatsServer) -> None:
-    """They come as fast as they are read, over the same connection."""
-    taken: list[int] = []
+@pytest.mark.parametrize("queues", [1, 3])
+def test_large_tasks_for_an_unlimited_prefetch(server: NatsServer, queues: int) -> None:
+    """They come as fast as they are read, over the same connection, of however many queues."""
+    taken: list[str] = []
 
     def take(message: Message) -> None:
         time.sleep(0.002)  # work, while which nobody reads
         message.ack()
-        taken.append(message.delivery_tag)
+        taken.append(message.delivery_info["routing_key"])
 
-    queue = Queue("large")
+    large = [Queue(f"large{number}") for number in range(queues)]
     with Connection(server.url) as sender:
-        for _ in range(MANY):
-            sender.Producer().publish(LARGE, routing_key="large", declare=[queue])
+        for number in range(MANY):
+            queue = large[number % queues]
+            sender.Producer().publish(LARGE, routing_key=queue.name, declare=[queue])
     with (
         Connection(server.url) as receiver,
-        Consumer(receiver.channel(), [queue], on_message=take),
+        Consumer(receiver.channel(), large, on_message=take),
     ):
         while len(taken) < MANY:
             receiver.drain_events(timeout=10)
