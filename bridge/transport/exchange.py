@@ -18,6 +18,8 @@ from bridge.wire.jetstream import is_gone
 EXCHANGE_TYPES = frozenset({"direct", "topic", "fanout"})
 #: Nobody reads a marker later than with the table; there would be one for each queue ever bound.
 _MARKER_SECONDS = 3600.0
+#: On the deletion of a binding that nobody removed: its queue has expired.
+_EXPIRED = "Celery-expired"
 
 
 class Binding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,8 +98,8 @@ class BindingTable:
         self._next_table = self._table
         self._is_followed = False
         self._load_lock = threading.RLock()
-        #: what this connection has bound of queues that expire
-        self._own: dict[str, set[Binding]] = {}
+        #: bucket key -> what this connection has bound of queues that expire, at which revision
+        self._own: dict[str, tuple[Binding, int]] = {}
 
     def _loaded(self) -> dict[str, Binding | None]:
         if not self._table.is_complete:
@@ -128,8 +130,13 @@ class BindingTable:
     def _on_change(self, message: Message) -> None:
         key = message.subject.removeprefix(self._bucket.change_subject(""))
         binding = None if is_gone(message) else _decode(message.payload)
+        sequence = int(message.headers["Nats-Sequence"])
         for table in {self._table, self._next_table}:
-            table.change(int(message.headers["Nats-Sequence"]), key, binding)
+            table.change(sequence, key, binding)
+        if "KV-Operation" in message.headers and _EXPIRED not in message.headers:
+            own = self._own.get(key)
+            if own is not None and own[1] < sequence:  # else it was told late
+                self._own.pop(key, None)
 
     def _catch_up(self) -> None:
         """Have the table hold every change that anybody was told of. One round trip."""
@@ -167,8 +174,8 @@ class BindingTable:
             self._catch_up()  # its removal may have gone unheard
         if binding.expires:
             # Also where it is there: somebody may be about to remove that revision.
-            self._own.setdefault(binding.queue, set()).add(binding)
-            self._bucket.put(binding.bucket_key, msgspec.json.encode(binding))
+            revision = self._bucket.put(binding.bucket_key, msgspec.json.encode(binding))
+            self._own[binding.bucket_key] = binding, revision
         elif self._loaded().get(binding.bucket_key) == binding:
             return
         else:
@@ -184,8 +191,9 @@ class BindingTable:
 
     def restore(self, queue: str) -> None:
         """Bind a queue again as this connection had: it was lost, and others may have noticed."""
-        for binding in list(self._own.get(queue, ())):
-            self.add(binding)
+        for binding, _ in list(self._own.values()):
+            if binding.queue == queue:
+                self.add(binding)
 
     def revisions(self, queue: str) -> dict[str, int]:
         """Return the bucket's key and revision of each of a queue's bindings."""
@@ -196,7 +204,7 @@ class BindingTable:
     def remove_revisions(self, revisions: Mapping[str, int]) -> bool:
         """Remove bindings that are still at these revisions; return whether all are gone."""
         for key, revision in revisions.items():
-            self._bucket.delete(key, revision, _MARKER_SECONDS)
+            self._bucket.delete(key, revision, _MARKER_SECONDS, {_EXPIRED: "true"})
         return not any(self._bucket.entries(revisions))
 
     def remove(self, *, queue: str, exchange: str | None = None, key: str | None = None) -> None:
@@ -214,7 +222,7 @@ class BindingTable:
             self._remove(binding)
 
     def _remove(self, binding: Binding) -> None:
-        self._own.get(binding.queue, set()).discard(binding)
+        self._own.pop(binding.bucket_key, None)
         self._bucket.delete(binding.bucket_key, ttl_seconds=_MARKER_SECONDS)
         self._table.bindings.pop(binding.bucket_key, None)
 

@@ -165,16 +165,22 @@ class Bucket:
                 return found
 
     def delete(
-        self, key: str, revision: int | None = None, ttl_seconds: float | None = None
+        self,
+        key: str,
+        revision: int | None = None,
+        ttl_seconds: float | None = None,
+        headers: Mapping[str, str] = _NO_HEADERS,
     ) -> None:
         """Remove a value; with a `revision` only where it is still at that.
 
-        `ttl_seconds` is how long the marker stays that stands for it from then on.
+        `ttl_seconds` is how long the marker stays that stands for it from then on, with further
+        `headers`.
         """
+        headers = {**_DELETE, **headers}
         if revision is None:
-            self._js.publish(self.subject(key), b"", {**_DELETE, **ttl_headers(ttl_seconds)})
+            self.put(key, b"", ttl_seconds, headers)
         else:
-            self.update(key, b"", revision, ttl_seconds, _DELETE)
+            self.update(key, b"", revision, ttl_seconds, headers)
 
     def items(self) -> dict[str, bytes]:
         """Return all present values by key. Raises JetStreamError, NatsConnectionError."""

@@ -219,6 +219,26 @@ def test_consumer_that_lost_its_queue_binds_it_again(
     assert [message.payload for message in inbox.take()] == ["again"]
 
 
+def test_what_another_unbound_is_not_bound_again(
+    connect: Connect, name: str, topic: Exchange, sender: Sender
+) -> None:
+    """Who lost its queue restores what went with it, not what was removed on purpose."""
+    queue = Queue(name, topic, "a.#", expires=60)
+    inbox = Inbox(connect(), queue)
+    for key in ("#", "*.key"):
+        queue.bind(inbox.channel).bind_to(topic, key)
+    for key in ("a.#", "*.key"):
+        queue.bind(connect().channel()).unbind_from(topic, key)
+    queue.bind(inbox.channel).bind_to(topic, "*.key")  # this one is wanted again
+    sender.lose(name, *range(10))
+    sender.send("to nobody")
+    assert sender.bound(name) == []
+
+    wait_until(lambda: inbox.assert_quiet() or bool(sender.bound(name)))
+
+    assert sorted(sender.bound(name)) == ["#", "*.key"]
+
+
 def test_queue_without_an_expiry_is_never_removed(
     connect: Connect, name: str, topic: Exchange, sender: Sender
 ) -> None:
