@@ -61,7 +61,7 @@ class ResultConsumer(BaseResultConsumer):
         self._answers = ""
         self._guard = threading.Lock()
         self._turns = Turns()
-        #: what a new connection is to be asked for
+        #: what the connection is still to be asked for
         self._unasked: deque[str] = deque()
         #: questions, and answers to them
         self._asked = self._answered = 0
@@ -253,8 +253,12 @@ class ResultConsumer(BaseResultConsumer):
         return self._connection
 
     def _watch(self, connection: Connection, task_id: str) -> None:
-        if not self.is_watching(task_id):
-            self._subscribe(connection, task_id)
+        if self.is_watching(task_id):
+            return
+        self._subscribe(connection, task_id)
+        if self._unasked or not self._may_ask(connection):
+            self._unasked.append(task_id)
+        else:
             self._ask(connection, task_id, _ASK_AGAIN_SECONDS[0])
 
     def _subscribe(self, connection: Connection, task_id: str) -> None:
@@ -263,15 +267,18 @@ class ResultConsumer(BaseResultConsumer):
         self._sids[task_id] = connection.subscribe(subject, self._on_message)
 
     def _ask_more(self, connection: Connection) -> None:
-        """Ask a new connection for what was waited for before, in portions that it can hold.
+        """Ask for what is there already, in portions that a connection can hold.
 
-        Results that came meanwhile may be many and large; else they come as they are made.
+        Such results may be many and large; the others come as they are made.
         """
         with connection.together():
-            while self._unasked and self._asked - self._answered < connection.most_at_once:
+            while self._unasked and self._may_ask(connection):
                 task_id = self._unasked.popleft()
                 if self.is_watching(task_id):
                     self._ask(connection, task_id, _ASK_AGAIN_SECONDS[0])
+
+    def _may_ask(self, connection: Connection) -> bool:
+        return self._asked - self._answered < connection.most_at_once
 
     def _ask(self, connection: Connection, task_id: str, again_seconds: float) -> None:
         bucket, key = self.backend.bucket_name, self.backend.result_key(task_id)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from celery import Celery, states
+from celery.result import ResultSet
 from kombu import Connection, Consumer, Message, Queue
 
 from bridge.backend.chord_record import ChordRecord
@@ -43,6 +44,16 @@ def test_large_parts_of_a_chord(app: Celery) -> None:
     app.backend._chord("chord", store)
 
     assert len(app.backend._chord("chord", ChordRecord.values)) == MANY
+
+
+def test_large_results_of_a_group(app: Celery) -> None:
+    """Who begins to wait for all of them at once gets them over the same connection."""
+    for number in range(MANY):
+        app.backend.store_result(str(number), LARGE, states.SUCCESS)
+
+    group = ResultSet([app.AsyncResult(str(number)) for number in range(MANY)], app=app)
+
+    assert group.get(timeout=30) == [LARGE] * MANY
 
 
 def test_large_results_after_an_outage(server: NatsServer, app: Celery) -> None:
