@@ -200,6 +200,7 @@ class ResultConsumer(BaseResultConsumer):
 
     def _read(self, timeout: float | None) -> bool:
         """Read once; False when nothing came in time, or the server is away."""
+        connection: Connection | None = None
         try:
             with self._guard:
                 connection = self._open()
@@ -217,10 +218,11 @@ class ResultConsumer(BaseResultConsumer):
             self._check_at = time.monotonic() + _CHECK_SECONDS
         except NatsConnectionError as error:
             with self._guard:
-                # A login may have run out under an open connection: whether the next has a better
-                # one shows when it connects.
-                was_open = self._connection is not None
-                self._close_broken(error)
+                if self._connection is connection:  # else another thread has closed it
+                    self._close_broken(error)
+            # A login may have run out under an open connection: whether the next has a better one
+            # shows when it connects.
+            was_open = connection is not None
             may_be_renewed = was_open and not isinstance(error, NatsPermissionError)
             if isinstance(error, NatsAuthError) and not may_be_renewed:
                 self._inbox.append(error)
@@ -238,7 +240,6 @@ class ResultConsumer(BaseResultConsumer):
         if self._connection is None:
             connection = Connection(self.backend.connect_options)
             connection.connect()
-            self._connection = connection
             if self._is_away:
                 self._is_away = False
                 logger.info("results come from NATS again")
@@ -250,6 +251,7 @@ class ResultConsumer(BaseResultConsumer):
                 connection.subscribe(self._answers, self._on_answer)
                 for task_id in self._sids:
                     self._subscribe(connection, task_id)
+            self._connection = connection
         return self._connection
 
     def _watch(self, connection: Connection, task_id: str) -> None:

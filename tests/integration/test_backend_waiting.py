@@ -16,6 +16,7 @@ import pytest
 from celery import Celery, states
 from celery.exceptions import TimeoutError as ResultTimeout
 
+from bridge.errors import NatsConnectionError
 from bridge.wire import SILENCE_SECONDS
 from tests.support.celery_client import close_app, make_app
 from tests.support.nats import NatsServer
@@ -166,6 +167,28 @@ def test_waiting_survives_a_silent_peer(nats_server: NatsServer, task_id: str) -
         assert [wait.result() for wait in waiting] == names
         assert time.monotonic() - silent < SILENCE_SECONDS + 2 * BACK_SECONDS
         close_app(direct)
+        close_app(app)
+
+
+def test_reader_leaves_alone_what_another_thread_has_opened(
+    shared_nats: NatsServer, task_id: str
+) -> None:
+    """Who reads on a broken connection ends no newer one."""
+    with Proxy(shared_nats.port) as proxy, ThreadPoolExecutor(2) as threads:
+        app = make_app(proxy.url)
+        consumer = app.backend.result_consumer
+        waiting = threads.submit(app.AsyncResult(task_id).get, timeout=30)
+        wait_until(lambda: consumer.is_watching(task_id))
+        broken = consumer._connection
+        with consumer._guard:  # which the other thread was faster to take
+            assert proxy.reset() == 1
+            wait_until(lambda: not broken.connected)
+            consumer._close_broken(NatsConnectionError("seen by the other thread"))
+            opened = consumer._open()
+        app.backend.store_result(task_id, "done", states.SUCCESS)
+
+        assert waiting.result() == "done"
+        assert consumer._connection is opened
         close_app(app)
 
 
