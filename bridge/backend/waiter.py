@@ -26,7 +26,7 @@ logger = logging.getLogger("nats")
 
 #: Pause between attempts to reach a server that is away.
 _RECONNECT_SECONDS = 0.5
-#: A server that says nothing for so long is asked whether it is there.
+#: The server is asked so often whether it is there.
 _CHECK_SECONDS = SILENCE_SECONDS / 2
 #: In a cluster a result is asked for again so long after it was asked for first, and then after
 #: twice as long each time up to the second figure: the copy that answered may have been behind,
@@ -55,7 +55,7 @@ class ResultConsumer(BaseResultConsumer):
 
     def _begin(self) -> None:
         self._pid = os.getpid()
-        #: when to see whether a silent server is still there
+        #: when to see whether the server is still there
         self._check_at = 0.0
         #: subject on which the server answers what was asked for
         self._answers = ""
@@ -63,8 +63,8 @@ class ResultConsumer(BaseResultConsumer):
         self._turns = Turns()
         #: what the connection is still to be asked for
         self._unasked: deque[str] = deque()
-        #: questions, and answers to them
-        self._asked = self._answered = 0
+        #: questions, answers to them, and questions before the last PING
+        self._asked = self._answered = self._asked_before = 0
         #: when to ask again, after how long, and for which task; a heap
         self._doubts: list[tuple[float, float, str]] = []
         self._inbox: deque[Message | NatsAuthError] = deque()
@@ -215,7 +215,6 @@ class ResultConsumer(BaseResultConsumer):
             with connection.refusals() as refusals:
                 connection.drain(until_due if timeout is None else min(timeout, until_due))
                 refusals.check()
-            self._check_at = time.monotonic() + _CHECK_SECONDS
         except NatsConnectionError as error:
             with self._guard:
                 if self._connection is connection:  # else another thread has closed it
@@ -292,11 +291,13 @@ class ResultConsumer(BaseResultConsumer):
             heapq.heappush(self._doubts, (ask_at, again_seconds, task_id))
 
     def _check_peer(self, connection: Connection) -> float:
-        """Ping where nothing came for a while; return the seconds until the next time."""
+        """Ping now and then; return the seconds until the next time."""
         now = time.monotonic()
         if now >= self._check_at:
-            connection.check_peer(SILENCE_SECONDS)
-            self._answered = self._asked  # what is not there by now was lost with its node
+            if connection.check_peer(SILENCE_SECONDS):
+                # What was asked before the last PING was answered, or lost with a copy.
+                self._answered = max(self._answered, self._asked_before)
+            self._asked_before = self._asked
             self._check_at = now + _CHECK_SECONDS
         return self._check_at - now
 
@@ -311,7 +312,7 @@ class ResultConsumer(BaseResultConsumer):
         return self._doubts[0][0] - now if self._doubts else math.inf
 
     def _on_answer(self, message: Message) -> None:
-        self._answered += 1
+        self._answered = min(self._answered + 1, self._asked)  # may come after all
         self._on_message(message)
 
     def _on_message(self, message: Message) -> None:

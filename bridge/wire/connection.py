@@ -79,7 +79,8 @@ class Connection:
         self._pongs_awaited = 0
         self._pongs_seen = 0
         self._refusals = Refusals()
-        self._silent_since = time.monotonic()
+        #: when something came last
+        self.heard_at = self._silent_since = time.monotonic()
 
     # -- life cycle --------------------------------------------------------------------
 
@@ -250,6 +251,7 @@ class Connection:
         data = pipe.receive(timeout, answer=answer)
         if data is None:
             return False
+        self.heard_at = time.monotonic()
         try:
             self._frames.extend(self._parser.feed(data))
         except ProtocolError as error:
@@ -393,7 +395,7 @@ class Connection:
         all_answered = self._pongs_seen >= self._pongs_awaited
         if all_answered or pipe.has_unread():
             self._silent_since = now
-        elif now - self._silent_since > silence_seconds:
+        elif now - max(self._silent_since, self.heard_at) > silence_seconds:
             raise pipe.broken(f"no sign of life for {silence_seconds:.0f} s")
         self._ping()
         return all_answered

@@ -10,7 +10,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from celery import Celery, states
@@ -166,6 +166,28 @@ def test_waiting_survives_a_silent_peer(nats_server: NatsServer, task_id: str) -
 
         assert [wait.result() for wait in waiting] == names
         assert time.monotonic() - silent < SILENCE_SECONDS + 2 * BACK_SECONDS
+        close_app(direct)
+        close_app(app)
+
+
+def test_lost_answers_hold_up_no_other(nats_server: NatsServer, task_id: str) -> None:
+    """What a frozen copy was asked is not waited for, although other messages come all the time."""
+    names = [f"{task_id}-{number}" for number in range(40)]
+    with Proxy(nats_server.port) as proxy, ThreadPoolExecutor(1) as threads:
+        direct, app = make_app(nats_server.url), make_app(proxy.url)
+        for name in names:
+            direct.backend.store_result(name, name, states.SUCCESS)
+        busy = app.AsyncResult(task_id)
+        app.backend.add_pending_result(busy)
+        with proxy.losing():
+            results = [app.AsyncResult(name) for name in names]
+            app.backend.add_pending_results(results)
+        last = threads.submit(results[-1].get, timeout=4 * SILENCE_SECONDS)
+        while not last.done():
+            direct.backend.store_result(task_id, None, states.STARTED)
+            wait([last], timeout=0.2)
+
+        assert last.result() == names[-1]
         close_app(direct)
         close_app(app)
 

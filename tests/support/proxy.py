@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
 import struct
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
+
+from tests.support.waiting import wait_until
 
 _READ_BYTES = 65_536
 #: SO_LINGER switched on with no time: closing discards everything and sends RST.
@@ -54,6 +59,19 @@ class Proxy:
         with self._lock:
             self._silent.update(self._peers)
             return len(self._peers) // 2
+
+    @contextmanager
+    def losing(self) -> Iterator[None]:
+        """Lose what is sent during the block, and nothing else."""
+        self.silence()
+        yield
+        wait_until(self._has_read_all)
+        with self._lock:
+            self._silent.clear()
+
+    def _has_read_all(self) -> bool:
+        with self._lock:
+            return not select.select(list(self._peers), [], [], 0)[0]
 
     def reset(self, said: bytes = b"") -> int:
         """End connections with RST on both sides; return how many.
