@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import logging
 import math
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -52,9 +54,9 @@ class ResultConsumer(BaseResultConsumer):
         self._sids: dict[str, int] = {}
         self._cancelled: deque[str] = deque()
         self._begin()
+        _consumers.add(self)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         #: when to see whether the server is still there
         self._check_at = 0.0
         #: subject on which the server answers what was asked for
@@ -79,13 +81,12 @@ class ResultConsumer(BaseResultConsumer):
     def _leave_parent(self) -> None:
         """In a forked child, begin anew: locks and turns may be held by a thread of our parent.
 
-        To be called before taking any lock. What is waited for stays; the next read asks for it.
+        What is waited for stays; the next read asks for it.
         """
-        if os.getpid() == self._pid:
-            return
         inherited, self._connection = self._connection, None
         if inherited is not None:
-            inherited.close()
+            with contextlib.suppress(OSError):
+                inherited.close()
         self._sids = dict.fromkeys(self._sids, 0)
         self._begin()
 
@@ -93,7 +94,6 @@ class ResultConsumer(BaseResultConsumer):
         self.consume_from(initial_task_id)
 
     def stop(self) -> None:
-        self._leave_parent()
         with self._guard:
             connection, self._connection = self._connection, None
             self._sids.clear()
@@ -102,7 +102,6 @@ class ResultConsumer(BaseResultConsumer):
 
     def consume_from(self, task_id: str) -> None:
         """Have `on_state_change` called with every state of a task from now on."""
-        self._leave_parent()
         with self._guard:
             try:
                 connection = self._open()
@@ -173,7 +172,6 @@ class ResultConsumer(BaseResultConsumer):
 
         Returns as well when another thread has passed something on: it may be this one's result.
         """
-        self._leave_parent()
         deadline = None if timeout is None else time.monotonic() + timeout
         while not self._pass_on():
             left = None if deadline is None else deadline - time.monotonic()
@@ -343,3 +341,16 @@ class ResultConsumer(BaseResultConsumer):
         self._sids = dict.fromkeys(self._sids, 0)
         self._doubts.clear()
         self._unasked.clear()
+
+
+#: all there are in this process
+_consumers: weakref.WeakSet[ResultConsumer] = weakref.WeakSet()
+
+
+def _leave_parent() -> None:
+    for consumer in list(_consumers):
+        consumer._leave_parent()
+
+
+# Before the child has a second thread, which might take a lock that is about to be replaced.
+os.register_at_fork(after_in_child=_leave_parent)

@@ -179,6 +179,8 @@ def test_lost_answers_hold_up_no_other(nats_server: NatsServer, task_id: str) ->
             direct.backend.store_result(name, name, states.SUCCESS)
         busy = app.AsyncResult(task_id)
         app.backend.add_pending_result(busy)
+        direct.backend.store_result(task_id, None, states.STARTED)
+        app.backend.result_consumer.drain_events(timeout=10)
         with proxy.losing():
             results = [app.AsyncResult(name) for name in names]
             app.backend.add_pending_results(results)
@@ -239,6 +241,31 @@ def test_forked_child_waits_for_itself(app: Celery, task_id: str) -> None:
 
         assert os.waitstatus_to_exitcode(status) == 0
         assert waiting.result() == "parent's"
+
+
+def test_forked_child_begins_anew_before_any_of_its_threads(app: Celery, task_id: str) -> None:
+    """So none of them takes a lock that its parent held, or begins anew after another."""
+    consumer = app.backend.result_consumer
+    app.backend.add_pending_result(app.AsyncResult(task_id))
+    with consumer._guard:
+        child = os.fork()
+        if child == 0:
+            os._exit(consumer._guard.locked() or consumer.is_watching(task_id))
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert consumer.is_watching(task_id)
+
+
+def test_a_backend_that_is_not_used_any_more_is_freed(shared_nats: NatsServer) -> None:
+    """Though every fork has to tell it."""
+    app = make_app(shared_nats.url)
+    consumer = weakref.ref(app.backend.result_consumer)
+    close_app(app)
+    del app
+    gc.collect()
+
+    assert consumer() is None
 
 
 def test_who_begins_to_wait_as_another_goes_is_told(app: Celery, task_id: str) -> None:
