@@ -16,7 +16,7 @@ import msgspec
 
 from bridge.errors import NatsConnectionError, NatsTimeout
 from bridge.wire.answers import answered, has_no_responders
-from bridge.wire.connection import Connection, Outgoing
+from bridge.wire.connection import SILENCE_SECONDS, Connection, Outgoing
 from bridge.wire.protocol import Message
 
 #: A request that may be repeated is, when no answer came for this long.
@@ -84,6 +84,8 @@ def ask(
             break
         # What comes meanwhile for others is read by the next request.
         time.sleep(pause)
+        if None in replies:  # which tells nothing of the server itself
+            connection.check_peer(SILENCE_SECONDS)
         left = min(deadline - time.monotonic(), patience)
         answers = connection.ask_many([requests[number] for number in again], left)
         for number, answer in zip(again, answers, strict=True):

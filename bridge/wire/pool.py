@@ -16,7 +16,7 @@ class ConnectionPool:
     """Lends connections, the most recently used first; opens one when none is idle.
 
     Fork-safe: a child starts with an empty pool. A connection that broke while lent is dropped,
-    and the idle ones with it.
+    and the idle ones with it, as they are where the server said nothing at all in time.
     """
 
     def __init__(self, options: ConnectOptions, max_idle: int = 32) -> None:
@@ -29,10 +29,12 @@ class ConnectionPool:
     def connection(self) -> Iterator[Connection]:
         """Lend a connected connection. Raises NatsConnectionError when none can be opened."""
         connection = self._take()
+        heard_at = connection.heard_at
         try:
             yield connection
         except BaseException as error:
-            if isinstance(error, NatsTimeout) or not connection.connected:
+            was_silent = isinstance(error, NatsTimeout) and connection.heard_at == heard_at
+            if was_silent or not connection.connected:
                 # Of a host that died no packet tells: each would cost another time limit.
                 self._close_idle()
             # Whatever went wrong, the state of its replies and subscriptions is unknown.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
 
 from bridge.errors import NatsConnectionError, NatsPermissionError, NatsTimeout
-from bridge.wire import ConnectionPool, ConnectOptions, Message
+from bridge.wire import Connection, ConnectionPool, ConnectOptions, Message
+from bridge.wire.election import ask
 from tests.support.greenlets import PATCHES, assert_works_green
 from tests.support.nats import NatsServer
 from tests.support.proxy import Proxy
@@ -87,6 +88,34 @@ def test_a_broken_connection_takes_the_idle_ones_along(shared_nats: NatsServer) 
         with pool.connection() as fresh:
             fresh.flush()
         pool.close()
+
+
+def _asked_twice(connection: Connection) -> None:
+    connection.flush()
+    connection.request("pool.deaf", timeout=0.1)
+
+
+def _asked_in_a_cluster(connection: Connection) -> None:
+    connection.server_info["cluster"] = "test"
+    ask(connection, [("pool.deaf", b"", None)], timeout=1.5, repeatable=True)
+
+
+@pytest.mark.parametrize("work", [_asked_twice, _asked_in_a_cluster])
+def test_a_late_answer_costs_no_connection_but_its_own(
+    shared_nats: NatsServer, pool: ConnectionPool, work: Callable[[Connection], None]
+) -> None:
+    """Where the server has said something it is there, though nobody leads a stream, say."""
+    with connected(shared_nats.url) as deaf:
+        deaf.subscribe("pool.deaf", print)
+        deaf.flush()
+        with pool.connection(), pool.connection() as idle:
+            idle.flush()
+
+        with pytest.raises(NatsTimeout), pool.connection() as asked:
+            work(asked)
+
+    with pool.connection() as other:
+        assert other is idle
 
 
 def test_a_refused_operation_costs_no_connection_but_its_own(pool: ConnectionPool) -> None:
