@@ -82,7 +82,8 @@ class Runner:
         if listing.returncode:
             raise click.ClickException(f"pytest could not collect tests:\n{listing.stdout}")
         lines = listing.stdout.splitlines()
-        return wanted([line.removeprefix(_INTEGRATION) for line in lines if "::" in line], ci=ci)
+        found = [line.removeprefix(_INTEGRATION) for line in lines if "::" in line]
+        return wanted(found, self._pool, ci=ci)
 
     def celery(self, broker: str, tests: Sequence[str]) -> outcomes.Outcomes:
         """Run Celery's tests with broker and results on ``nats`` or ``redis``."""

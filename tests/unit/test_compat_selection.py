@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from tests.compat import outcomes
-from tests.compat.selection import EXCLUDED, NOT_IN_CI, key_of, split, wanted
+from tests.compat.selection import EXCLUDED, NOT_IN_CI, PREFORK_ONLY, key_of, split, wanted
 
 _LONG = "test_canvas.py::test_chord::test_enabling_flag_allow_error_cb_on_chord_header"
 _TESTS = [f"test_canvas.py::test_chain::test_{number}[a::b]" for number in range(40)]
@@ -50,20 +50,27 @@ def test_fewer_tests_than_shards_leave_no_empty_shard() -> None:
 
 
 def test_what_says_nothing_about_nats_is_not_run() -> None:
-    """Single tests are left out, and CI leaves out a few more."""
+    """Single tests are left out, some of CI or of a pool alone."""
     excluded = next(key for key in EXCLUDED if "::" in key)
+    [prefork_only] = PREFORK_ONLY
     not_in_ci = next(iter(NOT_IN_CI))
     tests = [excluded, not_in_ci, _TESTS[0]]
 
-    assert wanted(tests, ci=False) == [not_in_ci, _TESTS[0]]
-    assert wanted(tests, ci=True) == [_TESTS[0]]
+    assert wanted(tests, "threads", ci=False) == [not_in_ci, _TESTS[0]]
+    assert wanted(tests, "threads", ci=True) == [_TESTS[0]]
+    assert wanted([prefork_only], "threads", ci=False) == []
+    assert wanted([prefork_only], "prefork", ci=True) == [prefork_only]
 
 
 def test_inspect_comes_first() -> None:
     """What other tests leave in the worker's schedule would be in its answers."""
     inspect = "test_inspect.py::test_Inspect::test_scheduled"
 
-    assert wanted([_TESTS[1], _TESTS[0], inspect], ci=False) == [inspect, _TESTS[1], _TESTS[0]]
+    assert wanted([_TESTS[1], _TESTS[0], inspect], "prefork", ci=False) == [
+        inspect,
+        _TESTS[1],
+        _TESTS[0],
+    ]
 
 
 def test_a_key_has_neither_class_nor_parameters() -> None:
