@@ -59,7 +59,7 @@ class Runner:
         self._suites = suites
         self._directory = directory
         # Where a pool's children start is a setting and not a pool (Celery's own hook for tests).
-        self._pool = "prefork" if pool == "spawn" else pool
+        self._named, self._pool = pool, "prefork" if pool == "spawn" else pool
         settings = {"worker_pool_start_method": "spawn"} if pool == "spawn" else {}
         (suites.celery / "integration-tests-config.json").write_text(json.dumps(settings))
         self._shards = shards
@@ -83,7 +83,7 @@ class Runner:
             raise click.ClickException(f"pytest could not collect tests:\n{listing.stdout}")
         lines = listing.stdout.splitlines()
         found = [line.removeprefix(_INTEGRATION) for line in lines if "::" in line]
-        return wanted(found, self._pool, ci=ci)
+        return wanted(found, self._named, ci=ci)
 
     def celery(self, broker: str, tests: Sequence[str]) -> outcomes.Outcomes:
         """Run Celery's tests with broker and results on ``nats`` or ``redis``."""

@@ -46,7 +46,7 @@ NOT_IN_CI = {
     ),
 }
 
-#: Tests that are not run where the pool shares the process of the test.
+#: Tests that are not run on other pools.
 PREFORK_ONLY = {
     "test_tasks.py::test_class_based_task_retried": (
         "Registers its task after the worker has started: it fails on any broker, and on threads "
@@ -91,7 +91,7 @@ def left_out(pool: str, *, ci: bool) -> dict[str, str]:
     return {
         **EXCLUDED,
         **(NOT_IN_CI if ci else {}),
-        **({} if pool in {"prefork", "spawn"} else PREFORK_ONLY),
+        **({} if pool == "prefork" else PREFORK_ONLY),
     }
 
 
